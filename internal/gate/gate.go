@@ -1,0 +1,18 @@
+// Package gate holds what alicaptcha and alicaptchatest share through a
+// request's context.
+package gate
+
+import "sync/atomic"
+
+// OutcomeKey is the context's key of what FromContext and Require read.
+type OutcomeKey struct{}
+
+// MarkKey is the context's key of a *Mark.
+type MarkKey struct{}
+
+// A Mark is set by the middleware, so that a test sees what it did whatever the
+// response looks like.
+type Mark struct {
+	Rejected atomic.Bool // a rejection was written
+	Passed   atomic.Bool // the next handler was called, or Require returned true
+}

@@ -1,0 +1,345 @@
+package alicaptcha
+
+import (
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+)
+
+// A Code says how a verification ended. It is either the service's VerifyCode,
+// which is T (passed) or F (refused) and three digits, or one of the words
+// below for an end without a verdict.
+//
+// The service adds codes from time to time. One that is not listed here is
+// handled by its letter, see [DefaultPolicy].
+type Code string
+
+// VerifyCodes of the service, from the documentation of
+// VerifyIntelligentCaptcha.
+const (
+	T001 Code = "T001" // passed
+	T005 Code = "T005" // passed, because the scene is in test mode
+	T006 Code = "T006" // passed by the console's allow-list
+
+	F001 Code = "F001" // failed: suspected attack, or the risk policy
+	F002 Code = "F002" // the param is empty
+	F003 Code = "F003" // the param is malformed
+	F004 Code = "F004" // failed, because the scene is in test mode
+	F005 Code = "F005" // the scene does not exist
+	F006 Code = "F006" // the scene belongs to another account
+	F007 Code = "F007" // the verification timed out
+	F008 Code = "F008" // the param was submitted before
+	F009 Code = "F009" // virtual device or emulator
+	F010 Code = "F010" // too many requests from one IP address
+	F011 Code = "F011" // too many requests from one device
+	F012 Code = "F012" // the param is of another scene
+	F013 Code = "F013" // the param is incomplete
+	F014 Code = "F014" // never initialised, or more than 20 minutes ago
+	F015 Code = "F015" // the interaction failed
+	F016 Code = "F016" // refused by the console's URL policy
+	F017 Code = "F017" // suspected attack: the protocol or a parameter is anomalous
+	F018 Code = "F018" // the param was used before (V3)
+	F019 Code = "F019" // more than 90 seconds since it was solved (V3)
+	F020 Code = "F020" // the ticket does not match the scene or the user
+	F021 Code = "F021" // the scene changed between check and verification
+	F022 Code = "F022" // the check of the encrypted mode failed (V3)
+	F023 Code = "F023" // disaster-recovery verification (V2)
+	F024 Code = "F024" // automation script
+	F025 Code = "F025" // flagged by a model
+)
+
+// Ends without a verdict.
+const (
+	ParamMissing       Code = "param_missing"       // nothing was sent
+	ParamMalformed     Code = "param_malformed"     // unreadable body, not a string, not UTF-8
+	ParamTooLarge      Code = "param_too_large"     // the param, or what lies before it, is over the limit
+	RequestRefused     Code = "request_refused"     // the service found the request itself wrong (400, 401)
+	ClientCanceled     Code = "client_canceled"     // the client went away
+	ServiceTimeout     Code = "service_timeout"     // no answer in time
+	ServiceUnavailable Code = "service_unavailable" // network, 5xx, an answer that is no verdict, open breaker
+	ServiceThrottled   Code = "service_throttled"   // over the account's limit
+	Misconfigured      Code = "misconfigured"       // credentials, permissions, activation, endpoint, scene
+	Overloaded         Code = "overloaded"          // our own limit on verifications at once, or the request's own deadline
+)
+
+// Reasons that a rejected client is told. They are all it is told: the codes
+// behind them would teach a bot's author.
+const (
+	reasonMissing     = "captcha_missing"
+	reasonInvalid     = "captcha_invalid"
+	reasonExpired     = "captcha_expired"
+	reasonRejected    = "captcha_rejected"
+	reasonRateLimited = "captcha_rate_limited"
+	reasonUnavailable = "captcha_unavailable"
+)
+
+// opening says whether a Policy may let a request through for a Code.
+type opening int
+
+const (
+	openFreely  opening = iota // the operator's word is enough
+	openLimited                // only with a Limit: the service's outage is the operator's risk
+	openNever                  // a client can cause the Code at will
+)
+
+// codeInfo is what the package knows of one Code.
+type codeInfo struct {
+	about string // for Description
+	def   Action // the row of DefaultPolicy
+	open  opening
+}
+
+var (
+	actInvalid     = Action{Status: 400, Reason: reasonInvalid, Retry: true}
+	actExpired     = Action{Status: 403, Reason: reasonExpired, Retry: true}
+	actRejected    = Action{Status: 403, Reason: reasonRejected, Retry: true}
+	actRefused     = Action{Status: 403, Reason: reasonRejected}
+	actRateLimited = Action{Status: 429, Reason: reasonRateLimited, RetryAfter: time.Minute}
+	actOperator    = Action{Status: 503, Reason: reasonUnavailable}
+	actUnavailable = Action{Status: 503, Reason: reasonUnavailable, Retry: true, RetryAfter: 5 * time.Second}
+)
+
+// codes is never written to.
+var codes = map[Code]codeInfo{
+	T001: {"The service passed the param.", Allow(), openFreely},
+	T005: {"The scene is in test mode and passes everybody: switch test mode off in the console, or allow T005 in the Policy where that is meant.", actOperator, openFreely},
+	T006: {"The service passed the param by the console's allow-list.", Allow(), openFreely},
+
+	F001: {"The service suspects an attack, or its risk policy refused the param.", actRejected, openFreely},
+	F002: {"The service received an empty param.", actInvalid, openNever},
+	F003: {"The service received a malformed param: it was damaged or made up.", actInvalid, openNever},
+	F004: {"The scene is in test mode and fails everybody: switch test mode off in the console.", actOperator, openFreely},
+	F005: {"The scene ID does not exist: compare SceneID with the console; if only few requests end so, they were tampered with.", actOperator, openFreely},
+	F006: {"The scene ID belongs to another account: compare SceneID and the AccessKey with the console; if only few requests end so, they were tampered with.", actOperator, openFreely},
+	F007: {"The verification timed out at the service.", actExpired, openFreely},
+	F008: {"The param was submitted before: a param is good for one verification.", actExpired, openNever},
+	F009: {"The service detected a virtual device or an emulator.", actRefused, openFreely},
+	F010: {"Too many requests came from one IP address.", actRateLimited, openFreely},
+	F011: {"Too many requests came from one device.", actRateLimited, openFreely},
+	F012: {"The param was made for another scene: if everybody gets this, compare SceneID with the page's; if few do, they were tampered with.", actRefused, openFreely},
+	F013: {"The service received an incomplete param.", actInvalid, openNever},
+	F014: {"The service has no record of the challenge: it was never started, or more than 20 minutes ago.", actExpired, openFreely},
+	F015: {"The client failed the challenge.", actRejected, openFreely},
+	F016: {"The console's URL policy refused the page: if everybody gets this, allow the page's URL there; if few do, they were tampered with.", actRefused, openFreely},
+	F017: {"The service suspects an attack: the protocol or a parameter is anomalous.", actRejected, openFreely},
+	F018: {"The param was used before: a param is good for one verification.", actExpired, openNever},
+	F019: {"More than 90 seconds passed since the challenge was solved.", actExpired, openFreely},
+	F020: {"The ticket does not match the scene or the user.", actRejected, openFreely},
+	F021: {"The scene at verification is not the one of the challenge: if everybody gets this, compare SceneID with the page's; if few do, they were tampered with.", actRefused, openFreely},
+	F022: {"The check of the encrypted mode failed: if everybody gets this, compare the page's encrypted scene ID with the console; if few do, they were tampered with.", actRefused, openFreely},
+	F023: {"The page could not start the challenge and sent a disaster-recovery param.", actRejected, openFreely},
+	F024: {"The service detected an automation script.", actRefused, openFreely},
+	F025: {"A model of the service flagged the request.", actRejected, openFreely},
+
+	ParamMissing:       {"The request carries no param.", Action{Status: 400, Reason: reasonMissing, Retry: true}, openFreely},
+	ParamMalformed:     {"The param or the body around it could not be read.", actInvalid, openNever},
+	ParamTooLarge:      {"The param, or what lies before it in the body, is over the limit.", Action{Status: 413, Reason: reasonInvalid}, openNever},
+	RequestRefused:     {"The service, or a gateway before it, refused the request without a verdict.", actInvalid, openNever},
+	ClientCanceled:     {"The client went away.", Action{Status: 503}, openNever},
+	ServiceTimeout:     {"The service did not answer in time.", actUnavailable, openLimited},
+	ServiceUnavailable: {"The service could not be reached, or gave an answer that is no verdict.", actUnavailable, openLimited},
+	ServiceThrottled:   {"The service throttled the call: the account's limit on verifications a second is reached.", actUnavailable, openNever},
+	Misconfigured:      {"The operator has to act: check the AccessKey and its permission AliyunYundunAFSFullAccess, that the service is activated and paid, the endpoint, the clock and the scene ID.", actOperator, openLimited},
+	Overloaded:         {"The limit on verifications at once, or the request's own deadline, was reached.", actUnavailable, openNever},
+}
+
+// Description returns one sentence about c for a log or an operator. It is not
+// meant for the client.
+func (c Code) Description() string {
+	if info, ok := codes[c]; ok {
+		return info.about
+	}
+	switch c.letter() {
+	case 'T':
+		return "The service passed the param with a code that this version does not know."
+	case 'F':
+		return "The service refused the param with a code that this version does not know."
+	}
+	return "Not a code of this package or of the service."
+}
+
+// letter returns 'T' or 'F' where c has the shape of a VerifyCode, else 0.
+func (c Code) letter() byte {
+	if len(c) != 4 || c[0] != 'T' && c[0] != 'F' {
+		return 0
+	}
+	for i := 1; i < 4; i++ {
+		if c[i] < '0' || c[i] > '9' {
+			return 0
+		}
+	}
+	return c[0]
+}
+
+// An Action is what to do with a request. The zero Action rejects it with
+// status 403.
+type Action struct {
+	// Allow lets the request through. Where that is not the service's own
+	// verdict, Outcome.Verified stays false.
+	Allow bool
+
+	// Limit bounds Allow: a request for which it says no gets the default
+	// rejection of its Code. [New] demands one to open ServiceTimeout,
+	// ServiceUnavailable or Misconfigured.
+	Limit Limiter
+
+	// Status is the status of a rejection, 400 to 599. If zero, it is 403.
+	Status int
+
+	// Reason is what the client may know, such as "captcha_rejected". If
+	// empty, it is the default for the Code.
+	Reason string
+
+	// Retry tells the page to start a new challenge, because it may succeed.
+	Retry bool
+
+	// RetryAfter is how long the client should wait. It is sent in whole
+	// seconds, rounded up; if zero, nothing is sent.
+	RetryAfter time.Duration
+}
+
+// A Limiter says whether one more request may be let through now. It must be
+// safe for concurrent use. A *rate.Limiter of golang.org/x/time/rate is one;
+// several replicas can share one that stands on a common store.
+type Limiter interface{ Allow() bool }
+
+// Allow returns the Action that lets every request through.
+func Allow() Action { return Action{Allow: true} }
+
+// AllowAtMost returns the Action that lets a request through when l says so,
+// and otherwise rejects it as [DefaultPolicy] does. With a nil Limiter every
+// such request is rejected.
+func AllowAtMost(l Limiter) Action {
+	if isNil(l) {
+		l = never{}
+	}
+	return Action{Allow: true, Limit: l}
+}
+
+// Reject returns the Action that rejects with status. The Reason is the
+// default for the Code; Retry and RetryAfter are unset.
+func Reject(status int) Action { return Action{Status: status} }
+
+// never is the Limiter in the place of a nil one.
+type never struct{}
+
+func (never) Allow() bool { return false }
+
+// isNil also finds a nil pointer inside the interface, whose Allow would panic
+// at the first outage.
+func isNil(v any) bool {
+	if v == nil {
+		return true
+	}
+	switch rv := reflect.ValueOf(v); rv.Kind() {
+	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Chan, reflect.Slice:
+		return rv.IsNil()
+	}
+	return false
+}
+
+// A Policy says what to do for each Code. It holds only what differs from
+// [DefaultPolicy].
+//
+// [New] refuses a Policy that opens a Code which a client can cause at will:
+// ParamMalformed, ParamTooLarge, RequestRefused, ServiceThrottled, Overloaded,
+// ClientCanceled, F002, F003, F008, F013 and F018. Opening ServiceTimeout,
+// ServiceUnavailable or Misconfigured needs a Limit.
+type Policy map[Code]Action
+
+// DefaultPolicy returns a new copy of the policy that holds where a
+// Config.Policy is silent. T codes that it does not list are let through, F
+// codes that it does not list are rejected like F001.
+func DefaultPolicy() Policy {
+	p := make(Policy, len(codes))
+	for c, info := range codes {
+		p[c] = info.def
+	}
+	return p
+}
+
+// byDefault is the row of DefaultPolicy for c, by its letter where there is none.
+func byDefault(c Code) Action {
+	if info, ok := codes[c]; ok {
+		return info.def
+	}
+	switch c.letter() {
+	case 'T':
+		return Allow()
+	case 'F':
+		return actRejected
+	}
+	return Action{}
+}
+
+// check returns a copy of p that action can use, and every fault of p.
+func (p Policy) check() (Policy, []error) {
+	var errs []error
+	checked := maps.Clone(p)
+	for _, c := range slices.Sorted(maps.Keys(p)) {
+		a := p[c]
+		fault := func(format string, args ...any) {
+			errs = append(errs, fmt.Errorf("alicaptcha: Config.Policy[%q]: "+format, append([]any{c}, args...)...))
+		}
+		info, known := codes[c]
+		if !known && c.letter() == 0 {
+			fault("not a code of this package, nor T or F and three digits")
+			continue
+		}
+		if a.Status != 0 && (a.Status < 400 || a.Status > 599) {
+			fault("Status is %d; it must be 0 or 400 to 599", a.Status)
+		}
+		if a.RetryAfter < 0 {
+			fault("RetryAfter is negative")
+		}
+		if a.Limit != nil {
+			switch {
+			case !a.Allow:
+				fault("Limit without Allow has no effect")
+			case c.letter() == 'T':
+				fault("Limit on a T code: the service's own pass is not bounded")
+			case isNil(a.Limit):
+				a.Limit = never{}
+				checked[c] = a
+			}
+		}
+		if a.Allow {
+			switch {
+			case info.open == openNever:
+				fault("must not be let through: a client can cause it at will")
+			case info.open == openLimited && a.Limit == nil:
+				fault("must not be let through without a bound: use AllowAtMost")
+			}
+		}
+	}
+	return checked, errs
+}
+
+// action returns the Action for c, complete. Only if mayOpen does a Policy let
+// through what is no verdict.
+func (p Policy) action(c Code, mayOpen bool) Action {
+	def := byDefault(c)
+	a, ok := p[c]
+	if !ok {
+		a = def
+	}
+	if a.Allow {
+		if mayOpen && (a.Limit == nil || a.Limit.Allow()) {
+			return a
+		}
+		a = def
+		a.Allow = false
+	}
+	if a.Status == 0 {
+		a.Status = 403
+	}
+	if a.Reason == "" {
+		a.Reason = def.Reason
+	}
+	if a.Reason == "" && c != ClientCanceled {
+		a.Reason = reasonRejected
+	}
+	return a
+}

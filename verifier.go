@@ -1,0 +1,779 @@
+package alicaptcha
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+	"unicode/utf8"
+
+	captcha "github.com/alibabacloud-go/captcha-20230305/client"
+	openapi "github.com/alibabacloud-go/darabonba-openapi/v2/utils"
+	"github.com/alibabacloud-go/tea/dara"
+	"github.com/aliyun/credentials-go/credentials"
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// A Verifier asks for the verdict on a param. [Client] is one.
+type Verifier interface {
+	// Verify asks for the verdict on one param. A rejection is a Result with
+	// Passed false and a nil error. A non-nil error means that there is no
+	// verdict; it should be an *Error, any other counts as ServiceUnavailable.
+	//
+	// Verify must be safe for concurrent use and return soon after ctx is
+	// done. It must not repeat a call that may have reached the service: a
+	// param is spent once.
+	Verify(ctx context.Context, req Request) (Result, error)
+}
+
+// VerifierFunc is a function that is a [Verifier].
+type VerifierFunc func(context.Context, Request) (Result, error)
+
+// Verify calls f.
+func (f VerifierFunc) Verify(ctx context.Context, req Request) (Result, error) { return f(ctx, req) }
+
+// A Request is what a [Verifier] is asked. It redacts Param where fmt or slog
+// print it.
+type Request struct {
+	Param   string // the CaptchaVerifyParam, byte for byte as the client sent it
+	SceneID string // the scene that Param must be of; empty for any of the account
+}
+
+// Format writes r without its Param.
+func (r Request) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "{Param:[%d bytes] SceneID:%q}", len(r.Param), r.SceneID)
+}
+
+// LogValue returns r without its Param.
+func (r Request) LogValue() slog.Value {
+	return slog.GroupValue(slog.Int("param_bytes", len(r.Param)), slog.String("scene", r.SceneID))
+}
+
+// A Result is the service's verdict. The zero Result is a rejection.
+type Result struct {
+	Passed    bool   // VerifyResult
+	Code      Code   // VerifyCode; empty from services that do not send one
+	CertifyID string // names the challenge in the service's records; may be empty
+	RequestID string // names the call in the service's records; may be empty
+}
+
+// strict completes a Result without a Code, and reports false for one that is
+// no verdict: a Code of another shape, or one that contradicts Passed.
+func (r Result) strict() (Result, bool) {
+	if r.Code == "" {
+		r.Code = F001
+		if r.Passed {
+			r.Code = T001
+		}
+	}
+	letter := r.Code.letter()
+	return r, letter == 'T' && r.Passed || letter == 'F' && !r.Passed
+}
+
+// An Error says why there is no verdict.
+type Error struct {
+	Code        Code   // one of the words, never a T or F code
+	Status      int    // of the service's answer; 0 if there was none
+	ServiceCode string // the answer's Code, such as "InvalidParameter"
+	RequestID   string // names the call in the service's records
+	Err         error  // the cause, may be nil
+}
+
+// Error returns a text that is safe to log: Code, Status, ServiceCode,
+// RequestID, and of Err only what [Client] knows to be harmless (a dial, DNS,
+// TLS or context error). It never holds the param, a key or the service's text.
+func (e *Error) Error() string {
+	if e == nil {
+		return "alicaptcha: no verdict"
+	}
+	var b strings.Builder
+	b.WriteString("alicaptcha: " + string(e.Code))
+	sep := " ("
+	add := func(s string) {
+		b.WriteString(sep + s)
+		sep = ", "
+	}
+	if e.Status != 0 {
+		add("status " + strconv.Itoa(e.Status))
+	}
+	if e.ServiceCode != "" {
+		add("code " + e.ServiceCode)
+	}
+	if e.RequestID != "" {
+		add("request " + e.RequestID)
+	}
+	if sep == ", " {
+		b.WriteString(")")
+	}
+	if safe, ok := e.Err.(safeError); ok {
+		b.WriteString(": " + safe.text)
+	}
+	return b.String()
+}
+
+// Unwrap returns e.Err.
+func (e *Error) Unwrap() error {
+	if e == nil {
+		return nil
+	}
+	return e.Err
+}
+
+// A safeError has a text that Error.Error may show; what it wraps may say more.
+type safeError struct {
+	text string
+	err  error
+}
+
+func (e safeError) Error() string { return e.text }
+func (e safeError) Unwrap() error { return e.err }
+
+// A Region is where the service's scenes were made; the widget on the page has
+// the same in its AliyunCaptchaConfig.region.
+type Region string
+
+// The service's regions and their endpoints. A param of one is refused by the
+// other.
+const (
+	Mainland      Region = "cn"  // captcha.cn-shanghai.aliyuncs.com
+	International Region = "sgp" // captcha.ap-southeast-1.aliyuncs.com
+)
+
+var endpoints = map[Region]string{
+	Mainland:      "captcha.cn-shanghai.aliyuncs.com",
+	International: "captcha.ap-southeast-1.aliyuncs.com",
+}
+
+// ClientConfig configures [NewClient]. It redacts the keys where fmt or slog
+// print it.
+type ClientConfig struct {
+	// Region picks the endpoint. It is required unless Endpoint is set.
+	Region Region
+
+	// Endpoint overrides Region's: a host with or without a port, an https
+	// URL, or an http URL of a loopback host (such as that of a simulator).
+	Endpoint string
+
+	// AccessKeyID and AccessKeySecret are a RAM user's pair, SecurityToken
+	// belongs to temporary ones. If all three are empty, they are taken from
+	// ALIBABA_CLOUD_ACCESS_KEY_ID, ALIBABA_CLOUD_ACCESS_KEY_SECRET and
+	// ALIBABA_CLOUD_SECURITY_TOKEN.
+	AccessKeyID, AccessKeySecret, SecurityToken string
+
+	// Credential overrides the three, for keys that rotate. NewClient asks it
+	// once; later a call that finds its answer older than a minute has it
+	// asked again in the background. It must be safe for concurrent use.
+	Credential credentials.Credential
+
+	// Transport makes the connections. If nil, it is one that is tuned for
+	// this API, keeps connections for 10 s, speaks HTTP/2 where the service
+	// does, and goes through [http.ProxyFromEnvironment]. One without a limit
+	// on connections is best: Config.MaxConcurrent bounds them.
+	Transport http.RoundTripper
+
+	_ [0]func() // fields by name only
+}
+
+// Format writes c without its keys.
+func (c ClientConfig) Format(f fmt.State, _ rune) {
+	fmt.Fprintf(f, "{Region:%q Endpoint:%q}", string(c.Region), c.shownEndpoint())
+}
+
+// LogValue returns c without its keys.
+func (c ClientConfig) LogValue() slog.Value {
+	return slog.GroupValue(slog.String("region", string(c.Region)), slog.String("endpoint", c.shownEndpoint()))
+}
+
+// shownEndpoint hides an Endpoint that may hold a password.
+func (c ClientConfig) shownEndpoint() string {
+	if strings.Contains(c.Endpoint, "@") {
+		return "[redacted]"
+	}
+	return c.Endpoint
+}
+
+const (
+	defaultTimeout = 5 * time.Second
+	maxAnswerBytes = 64 << 10 // a verdict has 200
+)
+
+// Client is the [Verifier] that asks the service. The official SDK builds and
+// signs the request; the connection and the reading of the answer are our own,
+// because the SDK shares its HTTP client by a race, follows redirects with the
+// keys, reads without limit, and takes "true" and -7 for a pass.
+//
+// It is safe for concurrent use and needs no Close.
+type Client struct {
+	sdk  captcha.Client // copied for each call: the SDK writes to it
+	keys *keyring
+	_    [0]func()
+}
+
+// NewClient returns a Client for cfg, or an error that joins every fault of it.
+// It asks cfg.Credential for keys but sends nothing to the service.
+func NewClient(cfg ClientConfig) (*Client, error) {
+	var errs []error
+	fault := func(format string, args ...any) {
+		errs = append(errs, fmt.Errorf("alicaptcha: ClientConfig."+format, args...))
+	}
+
+	host, known := endpoints[cfg.Region]
+	protocol := "https"
+	if !known && cfg.Region != "" {
+		fault("Region must be Mainland (%q) or International (%q)", string(Mainland), string(International))
+	}
+	switch {
+	case cfg.Endpoint != "":
+		var err error
+		if protocol, host, err = parseEndpoint(cfg.Endpoint); err != nil {
+			fault("Endpoint %w", err)
+		}
+	case cfg.Region == "":
+		fault("Region is required (Mainland or International), or Endpoint")
+	}
+
+	keys, err := newKeyring(cfg)
+	if err != nil {
+		fault("%w", err)
+	}
+
+	transport := cfg.Transport
+	if transport == nil {
+		transport = newTransport()
+		// The error would come with each call, and has the proxy's password in its text.
+		probe := &http.Request{URL: &url.URL{Scheme: protocol, Host: host}}
+		if _, err := http.ProxyFromEnvironment(probe); err != nil {
+			fault("Transport: the environment's %s_PROXY cannot be parsed", strings.ToUpper(protocol))
+		}
+	} else if isNil(transport) {
+		fault("Transport is a nil %T", transport)
+	}
+
+	for name := range strings.SplitSeq(os.Getenv("DEBUG"), ",") {
+		if name == "dara" {
+			errs = append(errs, errors.New("alicaptcha: the environment's DEBUG=dara makes the SDK print signatures and security tokens to standard output: unset it"))
+		}
+	}
+	if errs != nil {
+		return nil, errors.Join(errs...)
+	}
+
+	sdk, err := captcha.NewClient(&openapi.Config{
+		Endpoint:   &host,
+		Protocol:   &protocol,
+		NoProxy:    &host, // the SDK would send the proxy's password to the service
+		HttpClient: connection{transport},
+	})
+	if err != nil {
+		return nil, &Error{Code: Misconfigured, Err: err}
+	}
+	sdk.Client.DisableSDKError = new(true) // errors are read in connection, and SDKError costs a JSON round trip
+	return &Client{sdk: *sdk, keys: keys}, nil
+}
+
+func parseEndpoint(endpoint string) (protocol, host string, err error) {
+	raw := endpoint
+	if !strings.Contains(raw, "://") {
+		raw = "https://" + raw
+	}
+	u, err := url.Parse(raw)
+	if err != nil {
+		return "", "", errors.New("is neither a host nor a URL") // err repeats a password in it
+	}
+	port, portErr := strconv.ParseUint(u.Port(), 10, 16)
+	switch name := u.Hostname(); {
+	case u.User != nil:
+		return "", "", errors.New("must not hold a user or a password")
+	case name == "" || strings.ContainsFunc(name, notInHost):
+		return "", "", errors.New("has no valid host")
+	case u.Port() == "" && strings.HasSuffix(u.Host, ":"), u.Port() != "" && (portErr != nil || port == 0):
+		return "", "", errors.New("has no valid port")
+	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+		return "", "", errors.New("must not have a path, a query or a fragment")
+	case u.Scheme == "http" && !isLoopback(name):
+		return "", "", errors.New("must be https: the param and the keys' signature would travel in the clear (http is for a loopback host)")
+	case u.Scheme != "http" && u.Scheme != "https":
+		return "", "", errors.New("must be a host, an https URL, or an http URL of a loopback host")
+	}
+	return u.Scheme, u.Host, nil
+}
+
+// notInHost reports a rune that stands neither in a host name nor in an IPv6 address.
+func notInHost(r rune) bool {
+	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == ':')
+}
+
+func isLoopback(host string) bool {
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Unmap().IsLoopback() || strings.EqualFold(host, "localhost")
+}
+
+// newTransport returns the Transport for a ClientConfig that has none. It has
+// no timeouts of its own: the context's deadline bounds every stage of a call.
+func newTransport() *http.Transport {
+	return &http.Transport{
+		Proxy:       http.ProxyFromEnvironment,
+		DialContext: (&net.Dialer{}).DialContext,
+		// As many as callers: net/http keeps 2 and would open a new connection for each of the others' calls.
+		MaxIdleConnsPerHost: 512,
+		// Below what load balancers use (15 s and more): a POST on a connection
+		// that the server has just closed fails, and may not be repeated.
+		IdleConnTimeout:   10 * time.Second,
+		ForceAttemptHTTP2: true,
+		// Else a connection that died silently takes every call with it until the kernel gives up.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
+	}
+}
+
+// Verify asks the service for its verdict, by VerifyIntelligentCaptcha. It takes
+// until the deadline of ctx at most, or 5 s where ctx has none. Every error is
+// an [*Error]: ClientCanceled if ctx was cancelled, ServiceTimeout if its
+// deadline passed. Nothing is ever sent twice.
+func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
+	switch {
+	case c == nil || c.keys == nil:
+		return Result{}, &Error{Code: Misconfigured, Err: errors.New("alicaptcha: a Client that NewClient did not make")}
+	case req.Param == "":
+		return Result{}, &Error{Code: ParamMissing}
+	case !utf8.ValidString(req.Param): // the SDK would replace bytes in it
+		return Result{}, &Error{Code: ParamMalformed}
+	}
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, defaultTimeout)
+		defer cancel()
+	}
+	key, err := c.keys.get(ctx)
+	if err != nil {
+		return Result{}, callError(ctx, err)
+	}
+
+	sdk := c.sdk
+	sdk.Credential = key
+	in := &captcha.VerifyIntelligentCaptchaRequest{CaptchaVerifyParam: &req.Param}
+	if req.SceneID != "" {
+		in.SceneId = &req.SceneID
+	}
+	var a answer
+	_, err = sdk.VerifyIntelligentCaptchaWithContext(context.WithValue(ctx, answerKey{}, &a), in, &dara.RuntimeOptions{})
+	switch {
+	case !a.taken: // the SDK did not come as far as the call
+		return Result{}, callError(ctx, err)
+	case a.err != nil:
+		return Result{}, a.err
+	}
+	return a.result, nil
+}
+
+// diagnosticParam is of no format that the service mints, so it spends nothing.
+const diagnosticParam = "alicaptcha-diagnose"
+
+// Diagnose asks the service about a made-up param of the scene, and returns nil
+// or what the operator has to change. It costs one verification. An empty
+// sceneID leaves the scene out of it.
+func (c *Client) Diagnose(ctx context.Context, sceneID string) error {
+	result, err := c.Verify(ctx, Request{Param: diagnosticParam, SceneID: sceneID})
+	if e, ok := errors.AsType[*Error](err); ok {
+		if e.Code == RequestRefused && (e.ServiceCode == "InvalidParameter" || e.ServiceCode == "MissingParameter") {
+			return nil // it signed, it is permitted, and the made-up param was noticed
+		}
+		return fmt.Errorf("%w: %s", e, e.Code.Description())
+	}
+	if result.Passed || result.Code == F004 || result.Code == F005 || result.Code == F006 {
+		return fmt.Errorf("alicaptcha: scene %q: %s: %s", sceneID, result.Code, result.Code.Description())
+	}
+	return nil
+}
+
+// answerKey is the context's key of the *answer that a call fills.
+type answerKey struct{}
+
+// An answer is what connection made of the service's.
+type answer struct {
+	taken  bool
+	result Result
+	err    *Error
+}
+
+// errTaken ends the SDK's part in a call: it never sees an answer.
+var errTaken = errors.New("alicaptcha: the answer was read elsewhere")
+
+// connection is the SDK's HttpClient.
+type connection struct{ transport http.RoundTripper }
+
+// Call sends req and reads the answer into the context's *answer. It has no use
+// for the SDK's transport.
+func (c connection) Call(req *http.Request, _ *http.Transport) (*http.Response, error) {
+	a := req.Context().Value(answerKey{}).(*answer)
+	a.taken = true
+	a.result, a.err = c.exchange(req)
+	return nil, errTaken
+}
+
+func (c connection) exchange(req *http.Request) (Result, *Error) {
+	// Set by hand it also keeps a Transport from unpacking a bomb.
+	req.Header.Set("Accept-Encoding", "identity")
+	// Not an http.Client: that would follow redirects, with the keys' token.
+	resp, err := c.transport.RoundTrip(req)
+	if err != nil {
+		return Result{}, callError(req.Context(), err)
+	}
+	if resp == nil || resp.Body == nil {
+		return Result{}, &Error{Code: ServiceUnavailable, Err: errors.New("alicaptcha: the Transport returned neither an answer nor an error")}
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
+	if err != nil {
+		e := callError(req.Context(), err)
+		e.Status = resp.StatusCode
+		return Result{}, e
+	}
+	if len(body) > maxAnswerBytes {
+		body = nil
+	}
+	return readAnswer(resp.StatusCode, body)
+}
+
+// callError returns the Error for a call that got no answer.
+func callError(ctx context.Context, err error) *Error {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e
+	}
+	if cause := ctx.Err(); cause != nil {
+		code := ServiceTimeout
+		if errors.Is(cause, context.Canceled) {
+			code = ClientCanceled
+		}
+		return &Error{Code: code, Err: safeError{cause.Error(), cause}}
+	}
+	e := &Error{Code: ServiceUnavailable, Err: err}
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		e.Code = ServiceTimeout
+	}
+	// Only these texts are known to hold nothing but addresses and the fault.
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		e.Err = safeError{dns.Error(), err}
+	} else if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		e.Err = safeError{op.Error(), err}
+	} else if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		e.Err = safeError{cert.Error(), err}
+	} else if host, ok := errors.AsType[x509.HostnameError](err); ok {
+		e.Err = safeError{host.Error(), err}
+	} else if alert, ok := errors.AsType[tls.AlertError](err); ok {
+		e.Err = safeError{alert.Error(), err}
+	} else if record, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		e.Err = safeError{record.Msg, err}
+	}
+	return e
+}
+
+// misconfigured are the beginnings of the Codes by which the service says that
+// the operator has to act.
+var misconfigured = []string{
+	"InvalidAccessKeyId", "Signature", "IncompleteSignature", "InvalidSecurityToken", "MissingSecurityToken",
+	"InvalidTimeStamp", "IllegalTimestamp", "InvalidAction", "InvalidVersion", "Forbidden", "NoPermission",
+}
+
+// readAnswer reads the service's answer: the verdict, or the Error that says
+// why it is none.
+func readAnswer(status int, body []byte) (Result, *Error) {
+	doc, err := parseDocument(body)
+	if err != nil {
+		doc = document{}
+		if status != http.StatusOK {
+			doc.fromXML(body)
+		}
+	}
+	if status == http.StatusOK && doc.success == jsontext.KindTrue && doc.code == "Success" && doc.hasVerdict {
+		if result, ok := doc.result.strict(); ok {
+			result.RequestID = doc.requestID
+			return result, nil
+		}
+	}
+
+	e := &Error{Status: status, ServiceCode: token(doc.code), RequestID: token(doc.requestID)}
+	startsWith := func(prefix string) bool { return strings.HasPrefix(doc.code, prefix) }
+	switch {
+	case startsWith("Throttling") || status == http.StatusTooManyRequests:
+		e.Code = ServiceThrottled
+	case slices.ContainsFunc(misconfigured, startsWith):
+		e.Code = Misconfigured
+	case status >= 400 && status <= 499 || status == http.StatusOK && doc.success == jsontext.KindFalse:
+		e.Code = RequestRefused
+	default:
+		e.Code = ServiceUnavailable
+	}
+	return Result{}, e
+}
+
+// token returns s if it has the shape of the service's Codes and IDs. A gateway
+// in between could put anything there, and Error.Error shows it.
+func token(s string) string {
+	odd := func(r rune) bool { return notInHost(r) && r != '_' || r == ':' }
+	if len(s) > 64 || strings.ContainsFunc(s, odd) {
+		return ""
+	}
+	return s
+}
+
+// A document is the service's answer, as far as we read it.
+type document struct {
+	code, requestID string
+	success         jsontext.Kind
+	hasVerdict      bool // VerifyResult is there and a boolean
+	result          Result
+}
+
+// The members that a document has of ours. One whose name differs from them in
+// case only makes it unreadable: somebody else might take it for ours.
+var (
+	documentNames = []string{"RequestId", "Code", "Success", "Result", "Message"}
+	resultNames   = []string{"VerifyResult", "VerifyCode", "CertifyId"}
+)
+
+var errUnreadable = errors.New("alicaptcha: the answer is not of the service's form")
+
+// parseDocument reads body strictly: one JSON object, no name twice, each
+// member of its own type.
+func parseDocument(body []byte) (document, error) {
+	var doc document
+	dec := jsontext.NewDecoder(bytes.NewReader(body))
+	err := readObject(dec, documentNames, func(name string) (err error) {
+		switch name {
+		case "RequestId":
+			doc.requestID, err = readStringOrNull(dec)
+		case "Code":
+			doc.code, err = readString(dec)
+		case "Success":
+			doc.success = dec.PeekKind()
+			err = dec.SkipValue()
+		case "Result":
+			err = readObject(dec, resultNames, func(name string) (err error) {
+				switch name {
+				case "VerifyResult":
+					kind := dec.PeekKind()
+					doc.hasVerdict = kind == jsontext.KindTrue || kind == jsontext.KindFalse
+					doc.result.Passed = kind == jsontext.KindTrue
+					err = dec.SkipValue()
+				case "VerifyCode":
+					var code string
+					if code, err = readString(dec); err == nil && code == "" {
+						err = errUnreadable // only a missing one is an older service's
+					}
+					doc.result.Code = Code(code)
+				case "CertifyId":
+					doc.result.CertifyID, err = readStringOrNull(dec)
+				default:
+					err = dec.SkipValue()
+				}
+				return err
+			})
+		default:
+			err = dec.SkipValue()
+		}
+		return err
+	})
+	if err != nil {
+		return document{}, err
+	}
+	if _, err := dec.ReadToken(); err != io.EOF {
+		return document{}, errUnreadable
+	}
+	return doc, nil
+}
+
+// readObject calls member for each name of the object that comes next; member
+// reads the value.
+func readObject(dec *jsontext.Decoder, known []string, member func(name string) error) error {
+	if tok, err := dec.ReadToken(); err != nil || tok.Kind() != jsontext.KindBeginObject {
+		return errors.Join(errUnreadable, err)
+	}
+	for dec.PeekKind() == jsontext.KindString {
+		tok, err := dec.ReadToken()
+		if err != nil {
+			return err
+		}
+		name := tok.String()
+		if slices.ContainsFunc(known, func(k string) bool { return k != name && strings.EqualFold(k, name) }) {
+			return errUnreadable
+		}
+		if err := member(name); err != nil {
+			return err
+		}
+	}
+	_, err := dec.ReadToken()
+	return err
+}
+
+func readString(dec *jsontext.Decoder) (string, error) {
+	if dec.PeekKind() != jsontext.KindString {
+		return "", errUnreadable
+	}
+	tok, err := dec.ReadToken()
+	if err != nil {
+		return "", err
+	}
+	return tok.String(), nil
+}
+
+func readStringOrNull(dec *jsontext.Decoder) (string, error) {
+	if dec.PeekKind() == jsontext.KindNull {
+		return "", dec.SkipValue()
+	}
+	return readString(dec)
+}
+
+// fromXML takes Code and RequestId from a gateway's error in XML, if it is one.
+func (doc *document) fromXML(body []byte) {
+	var e struct{ Code, RequestId string }
+	if xml.Unmarshal(body, &e) == nil {
+		doc.code, doc.requestID = e.Code, e.RequestId
+	}
+}
+
+// Keys from a Credential are asked for again in the background when they are
+// older than keysFresh, and not used without asking when they are older than
+// keysStale: providers renew temporary keys 180 s before these end.
+const (
+	keysFresh = 60 * time.Second
+	keysStale = 150 * time.Second
+)
+
+// A keyring has the keys of a Client.
+type keyring struct {
+	source credentials.Credential // nil: the keys never change
+
+	mu         sync.Mutex
+	key        accessKey
+	got, asked time.Time     // when the source last gave keys, and was last asked
+	failed     bool          // the last time it was asked
+	asking     chan struct{} // closed when the source has answered; nil while it is not being asked
+}
+
+// accessKey is the Credential that the SDK signs a call with.
+type accessKey struct {
+	credentials.Credential // nil: the SDK calls GetCredential alone
+	model                  credentials.CredentialModel
+}
+
+func (k accessKey) GetCredential() (*credentials.CredentialModel, error) { return &k.model, nil }
+
+func newKeyring(cfg ClientConfig) (*keyring, error) {
+	if cfg.Credential != nil {
+		if isNil(cfg.Credential) {
+			return nil, fmt.Errorf("Credential is a nil %T", cfg.Credential)
+		}
+		key, err := askFor(cfg.Credential)
+		if err != nil {
+			return nil, fmt.Errorf("Credential: %w", err)
+		}
+		now := time.Now()
+		return &keyring{source: cfg.Credential, key: key, got: now, asked: now}, nil
+	}
+
+	id, secret, securityToken := cfg.AccessKeyID, cfg.AccessKeySecret, cfg.SecurityToken
+	names := [3]string{"AccessKeyID", "AccessKeySecret", "SecurityToken"}
+	if id == "" && secret == "" && securityToken == "" {
+		names = [3]string{"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN"}
+		id, secret, securityToken = os.Getenv(names[0]), os.Getenv(names[1]), os.Getenv(names[2])
+		if id == "" && secret == "" && securityToken == "" {
+			return nil, fmt.Errorf("AccessKeyID and AccessKeySecret are missing, and the environment has no %s and %s", names[0], names[1])
+		}
+	}
+	var errs []error
+	for i, value := range []string{id, secret, securityToken} {
+		if value == "" && i < 2 {
+			errs = append(errs, fmt.Errorf("%s is missing", names[i]))
+		}
+		if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			errs = append(errs, fmt.Errorf("%s has white space or other characters that no key has", names[i]))
+		}
+	}
+	if errs != nil {
+		return nil, errors.Join(errs...)
+	}
+	keyType := "access_key"
+	if securityToken != "" {
+		keyType = "sts"
+	}
+	return &keyring{key: accessKey{model: credentials.CredentialModel{
+		AccessKeyId: &id, AccessKeySecret: &secret, SecurityToken: &securityToken, Type: &keyType,
+	}}}, nil
+}
+
+// askFor asks source for its keys. Its error does not show the source's text,
+// which may hold what an STS endpoint answered.
+func askFor(source credentials.Credential) (key accessKey, err error) {
+	defer func() {
+		// It also runs in a goroutine of ours, where a panic would end the program.
+		if v := recover(); v != nil {
+			err = &Error{Code: Misconfigured, Err: fmt.Errorf("alicaptcha: the Credential panicked with a %T", v)}
+		}
+	}()
+	model, err := source.GetCredential()
+	if err != nil {
+		return accessKey{}, &Error{Code: Misconfigured, Err: err}
+	}
+	if model == nil || dara.StringValue(model.AccessKeyId) == "" || dara.StringValue(model.AccessKeySecret) == "" {
+		return accessKey{}, &Error{Code: Misconfigured, Err: errors.New("alicaptcha: the Credential has no AccessKey pair")}
+	}
+	return accessKey{model: *model}, nil
+}
+
+// get returns the keys to sign a call with. It waits for a slow source only
+// where the keys at hand may have ended, and never past ctx.
+func (k *keyring) get(ctx context.Context) (accessKey, error) {
+	if k.source == nil {
+		return k.key, nil
+	}
+	k.mu.Lock()
+	now := time.Now()
+	if k.asking == nil && now.Sub(k.asked) > keysFresh {
+		k.asked = now
+		k.asking = make(chan struct{})
+		go k.renew()
+	}
+	key, asking := k.key, k.asking
+	// After a failure the old keys serve on until the service refuses them.
+	usable := k.failed || now.Sub(k.got) <= keysStale
+	k.mu.Unlock()
+	if usable || asking == nil {
+		return key, nil
+	}
+	select {
+	case <-asking:
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		return k.key, nil
+	case <-ctx.Done():
+		return accessKey{}, ctx.Err()
+	}
+}
+
+// renew asks the source once.
+func (k *keyring) renew() {
+	key, err := askFor(k.source)
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.failed = err != nil
+	if err == nil {
+		k.key, k.got = key, time.Now()
+	}
+	close(k.asking)
+	k.asking = nil
+}
