@@ -2,6 +2,7 @@ package alicaptcha
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"reflect"
 	"slices"
@@ -158,6 +159,21 @@ func (c Code) Description() string {
 		return "The service refused the param with a code that this version does not know."
 	}
 	return "Not a code of this package or of the service."
+}
+
+// severity returns the level at which a rejection for c is logged. Where once is
+// set, only the first in a minute is: it calls for the operator, and is the same
+// for everybody.
+func (c Code) severity() (level slog.Level, once bool) {
+	switch c {
+	case T005, F004, F005, F006, Misconfigured:
+		return slog.LevelError, true
+	case F012, F016, F021, F022:
+		return slog.LevelWarn, true
+	case RequestRefused, ServiceTimeout, ServiceUnavailable, ServiceThrottled, Overloaded:
+		return slog.LevelWarn, false
+	}
+	return slog.LevelInfo, false
 }
 
 // letter returns 'T' or 'F' where c has the shape of a VerifyCode, else 0.

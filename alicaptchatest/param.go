@@ -1,0 +1,140 @@
+package alicaptchatest
+
+import (
+	"crypto/rand"
+	"encoding/base64"
+	"encoding/json"
+
+	"github.com/alicaptcha/alicaptcha"
+)
+
+// A Format is a form of params.
+type Format string
+
+// The formats of the service's two generations. V3 params are base64 of 280
+// characters and must be verified within 90 seconds; V2 params are JSON of
+// about 4.5 KB and live for 20 minutes.
+const (
+	V3 Format = "v3"
+	V2 Format = "v2"
+)
+
+const (
+	deviceTokenLen = 700
+	defaultData    = 3700
+	maxData        = 1 << 20
+	v3JSONLen      = 210 // 280 characters of base64
+	minTokenLen    = 32  // where a long scene ID leaves less
+)
+
+// An Issue says what param to issue. As JSON it is the body of POST /issue.
+type Issue struct {
+	// SceneID is a scene of the account. It is required.
+	SceneID string `json:"sceneId"`
+
+	// Code is the verdict that the param gets if nothing else is wrong with
+	// it: T or F and three digits. If empty, it is T001.
+	Code alicaptcha.Code `json:"code,omitzero"`
+
+	// Format is V3 or V2. If empty, it is V3.
+	Format Format `json:"format,omitzero"`
+
+	// Bytes is about the length of the data in a V2 param, at most 1 MiB; the
+	// rest of the param is less than 1 KB. If zero, the param has about 4.5 KB
+	// in all. The service has been seen to make params of 28 KB.
+	Bytes int `json:"bytes,omitzero"`
+}
+
+type v3Param struct {
+	CertifyID     string `json:"certifyId"`
+	SceneID       string `json:"sceneId"`
+	IsSign        bool   `json:"isSign"`
+	SecurityToken string `json:"securityToken"`
+}
+
+type v2Param struct {
+	SceneID     string `json:"sceneId"`
+	CertifyID   string `json:"certifyId"`
+	DeviceToken string `json:"deviceToken"`
+	Data        string `json:"data"`
+}
+
+// mint returns a param for i, whose Code and Format are set.
+func mint(i Issue, certifyID string) string {
+	if i.Format == V2 {
+		n := i.Bytes
+		if n == 0 {
+			n = defaultData
+		}
+		return string(marshal(v2Param{i.SceneID, certifyID, random(deviceTokenLen), random((n + 3) / 4 * 4)}))
+	}
+	p := v3Param{CertifyID: certifyID, SceneID: i.SceneID, IsSign: true}
+	p.SecurityToken = random(max(v3JSONLen-len(marshal(p)), minTokenLen))
+	return base64.StdEncoding.EncodeToString(marshal(p))
+}
+
+func marshal(v any) []byte {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err) // texts and booleans only
+	}
+	return text
+}
+
+// random returns n random characters of base64.
+func random(n int) string {
+	b := make([]byte, n*3/4+1)
+	rand.Read(b)
+	return base64.StdEncoding.EncodeToString(b)[:n]
+}
+
+// A param is what a Simulator reads in one, whoever made it.
+type param struct {
+	complete           bool
+	sceneID, certifyID string
+}
+
+// parseParam reports false for what is neither a JSON object (V2) nor base64 of
+// one (V3).
+func parseParam(text string) (param, bool) {
+	required := []string{"sceneId", "certifyId", "deviceToken", "data"}
+	object, ok := parseObject([]byte(text))
+	if !ok {
+		required = []string{"sceneId", "certifyId", "securityToken"}
+		decoded, err := base64.StdEncoding.DecodeString(text)
+		if err != nil {
+			return param{}, false
+		}
+		if object, ok = parseObject(decoded); !ok {
+			return param{}, false
+		}
+		if _, isBool := object["isSign"].(bool); !isBool {
+			return param{}, true
+		}
+	}
+	for _, name := range required {
+		if value, _ := object[name].(string); value == "" {
+			return param{}, true
+		}
+	}
+	return param{complete: true, sceneID: object["sceneId"].(string), certifyID: object["certifyId"].(string)}, true
+}
+
+func parseObject(text []byte) (map[string]any, bool) {
+	var object map[string]any
+	err := json.Unmarshal(text, &object)
+	return object, err == nil && object != nil // null is no object
+}
+
+// letter returns 'T' or 'F' where c has the shape of a VerifyCode, else 0.
+func letter(c alicaptcha.Code) byte {
+	if len(c) != 4 || c[0] != 'T' && c[0] != 'F' {
+		return 0
+	}
+	for _, digit := range []byte(c[1:]) {
+		if digit < '0' || digit > '9' {
+			return 0
+		}
+	}
+	return c[0]
+}

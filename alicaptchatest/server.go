@@ -1,0 +1,81 @@
+package alicaptchatest
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"net/http"
+	"net/http/httptest"
+	"testing"
+	"time"
+
+	"github.com/alicaptcha/alicaptcha"
+)
+
+// A Server is a [Simulator] that is served on loopback until the end of a test.
+// It is safe for concurrent use.
+type Server struct {
+	*Simulator
+	URL string // "http://127.0.0.1:…" or "https://127.0.0.1:…", without a path
+
+	tb        testing.TB
+	transport *http.Transport
+}
+
+// Start serves a new Simulator over http until tb and its subtests end.
+func Start(tb testing.TB, cfg Config) *Server {
+	tb.Helper()
+	return start(tb, cfg, false)
+}
+
+// StartTLS is Start over https, with HTTP/2 for clients that speak it. The
+// Transport in ClientConfig trusts the certificate.
+func StartTLS(tb testing.TB, cfg Config) *Server {
+	tb.Helper()
+	return start(tb, cfg, true)
+}
+
+func start(tb testing.TB, cfg Config, secure bool) *Server {
+	tb.Helper()
+	sim := NewSimulator(cfg)
+	srv := httptest.NewUnstartedServer(sim)
+	transport := &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: 10 * time.Second}
+	if secure {
+		srv.EnableHTTP2 = true
+		srv.StartTLS()
+		roots := x509.NewCertPool()
+		roots.AddCert(srv.Certificate())
+		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+		transport.ForceAttemptHTTP2 = true // a TLSClientConfig switches it off
+	} else {
+		srv.Start()
+	}
+	tb.Cleanup(func() {
+		transport.CloseIdleConnections()
+		srv.Close()
+	})
+	return &Server{Simulator: sim, URL: srv.URL, tb: tb, transport: transport}
+}
+
+// ClientConfig returns the configuration of a Client for this Server, keys
+// included. All that it returns share one Transport, whose idle connections
+// close when the test ends.
+func (s *Server) ClientConfig() alicaptcha.ClientConfig {
+	return alicaptcha.ClientConfig{
+		Endpoint:        s.URL,
+		AccessKeyID:     s.cfg.AccessKeyID,
+		AccessKeySecret: s.cfg.AccessKeySecret,
+		SecurityToken:   s.cfg.SecurityToken,
+		Transport:       s.transport,
+	}
+}
+
+// Client returns a new Client for this Server. If there can be none, the test
+// ends with Fatal.
+func (s *Server) Client() *alicaptcha.Client {
+	s.tb.Helper()
+	client, err := alicaptcha.NewClient(s.ClientConfig())
+	if err != nil {
+		s.tb.Fatalf("alicaptchatest: %v", err)
+	}
+	return client
+}

@@ -1,0 +1,53 @@
+package alicaptchatest
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/internal/gate"
+)
+
+const (
+	certifyID = "test-certify-id"
+	requestID = "00000000-0000-4000-8000-000000000000"
+)
+
+// Passing returns a Verifier that passes every param with T001.
+func Passing() alicaptcha.Verifier {
+	return always(alicaptcha.Result{Passed: true, Code: alicaptcha.T001, CertifyID: certifyID, RequestID: requestID}, nil)
+}
+
+// Rejecting returns a Verifier that rejects every param with code. It panics if
+// code is not F and three digits.
+func Rejecting(code alicaptcha.Code) alicaptcha.Verifier {
+	if letter(code) != 'F' {
+		panic(fmt.Sprintf("alicaptchatest: Rejecting(%q): not F and three digits", string(code)))
+	}
+	return always(alicaptcha.Result{Code: code, CertifyID: certifyID, RequestID: requestID}, nil)
+}
+
+// Failing returns a Verifier that never has a verdict: its error is an
+// [*alicaptcha.Error] with code. It panics if code is not one of alicaptcha's
+// words, such as ServiceTimeout. The middleware does not believe every word of
+// a Verifier: ParamMissing, and ClientCanceled while the client is there, come
+// out as ServiceUnavailable.
+func Failing(code alicaptcha.Code) alicaptcha.Verifier {
+	if _, known := alicaptcha.DefaultPolicy()[code]; !known || letter(code) != 0 {
+		panic(fmt.Sprintf("alicaptchatest: Failing(%q): not a word of alicaptcha for an end without a verdict", string(code)))
+	}
+	return always(alicaptcha.Result{}, &alicaptcha.Error{Code: code})
+}
+
+func always(result alicaptcha.Result, err error) alicaptcha.Verifier {
+	return alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+		return result, err
+	})
+}
+
+// NewContext returns a context as a handler finds it behind the middleware:
+// [alicaptcha.FromContext] returns o, and [alicaptcha.Require] answers by it.
+// It is for tests of a handler on its own.
+func NewContext(ctx context.Context, o alicaptcha.Outcome) context.Context {
+	return context.WithValue(ctx, gate.OutcomeKey{}, o)
+}

@@ -1,0 +1,485 @@
+package alicaptcha
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"mime"
+	"mime/multipart"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unicode/utf8"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// An Extractor finds the CaptchaVerifyParam in a request. It returns "" and nil
+// where there is none, and the next Extractor is tried.
+//
+// It may read r.Body, up to Config.MaxBodyBytes: the middleware gives the body
+// back, and what the Extractor parsed of it (r.Form and its like) is forgotten.
+// An error ends the search; a *[http.MaxBytesError] anywhere in its chain
+// counts as ParamTooLarge, any other as ParamMalformed. It must be safe for
+// concurrent use.
+type Extractor func(r *http.Request) (string, error)
+
+// DefaultExtractors returns what a Config without Extractors uses: the header
+// Captcha-Verify-Param, then the body's captchaVerifyParam or
+// CaptchaVerifyParam.
+func DefaultExtractors() []Extractor {
+	return []Extractor{
+		FromHeader("Captcha-Verify-Param"),
+		FromBody("captchaVerifyParam", "CaptchaVerifyParam"),
+	}
+}
+
+// FromHeader finds the param in the first header of that name. A long (V2)
+// param does not fit a header on many proxies; a body is the place for it.
+//
+// It panics if name is not a possible name of a header.
+func FromHeader(name string) Extractor {
+	if name == "" || strings.ContainsFunc(name, notInToken) {
+		panic("alicaptcha: FromHeader: " + strconv.Quote(name) + " is not the name of a header")
+	}
+	return func(r *http.Request) (string, error) { return r.Header.Get(name), nil }
+}
+
+// notInToken reports a rune that stands in no token of RFC 9110, section 5.6.2.
+func notInToken(r rune) bool {
+	return notInHost(r) && !strings.ContainsRune("!#$%&'*+_`|~", r) || r == ':'
+}
+
+// FromForm finds the param in a body of type application/x-www-form-urlencoded
+// or multipart/form-data; in any other it finds nothing. It never looks at the
+// URL's query, which ends up in logs.
+//
+// Of several fields the first in the body that is not empty wins. A file is not
+// a field; in a multipart body the field must stand before large files, see
+// Config.MaxBodyBytes. A form that somebody has parsed before counts too.
+//
+// It panics without a field, and on an empty one.
+func FromForm(fields ...string) Extractor {
+	fields = checkFields("FromForm", fields)
+	return func(r *http.Request) (string, error) { return fromForm(r, mediaType(r), fields) }
+}
+
+// FromJSON finds the param in a body of type application/json or
+// application/*+json; in any other it finds nothing. A field is the name of a
+// member of the object that the body is, in just that case; one that begins
+// with "/" is a JSON Pointer (RFC 6901) into the body.
+//
+// Of several fields the first in the body that is not empty wins, of a repeated
+// one its first. A value that is no string (null too), and a body that is not
+// strict JSON (RFC 8259) as far as it is read, is an error. What follows the
+// field is not looked at.
+//
+// It panics without a field, on an empty one, on one that is not UTF-8, and on
+// a pointer with a "~" that is neither "~0" nor "~1".
+func FromJSON(fields ...string) Extractor {
+	paths := checkPaths("FromJSON", fields)
+	return func(r *http.Request) (string, error) {
+		if !isJSON(mediaType(r)) {
+			return "", nil
+		}
+		return fromJSON(r, paths)
+	}
+}
+
+// FromBody finds the param as [FromForm] or [FromJSON] does, by the body's
+// Content-Type. In a form a field that begins with "/" is just a name.
+//
+// It panics where one of the two does.
+func FromBody(fields ...string) Extractor {
+	fields = checkFields("FromBody", fields)
+	paths := checkPaths("FromBody", fields)
+	return func(r *http.Request) (string, error) {
+		kind := mediaType(r)
+		if isJSON(kind) {
+			return fromJSON(r, paths)
+		}
+		return fromForm(r, kind, fields)
+	}
+}
+
+func checkFields(function string, fields []string) []string {
+	if len(fields) == 0 || slices.Contains(fields, "") {
+		panic("alicaptcha: " + function + ": no field, or an empty one")
+	}
+	return slices.Clone(fields)
+}
+
+const (
+	typeURLEncoded = "application/x-www-form-urlencoded"
+	typeMultipart  = "multipart/form-data"
+)
+
+// mediaType returns the type of r's body, without parameters, in lower case.
+func mediaType(r *http.Request) string {
+	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
+	return strings.ToLower(strings.TrimSpace(kind))
+}
+
+func isJSON(kind string) bool {
+	return kind == "application/json" || strings.HasPrefix(kind, "application/") && strings.HasSuffix(kind, "+json")
+}
+
+var (
+	errEncoded = errors.New("alicaptcha: the body is compressed")
+	errBody    = errors.New("alicaptcha: the body cannot be read as its Content-Type says")
+	errValue   = errors.New("alicaptcha: the field is not a string")
+)
+
+// bodyError returns what an Extractor tells of err: a parser's own text would
+// quote the body.
+func bodyError(err error) error {
+	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return tooLarge
+	}
+	return errBody
+}
+
+// plainBody returns r's body, or an error where it is compressed: unpacking it
+// for anybody who asks is how bombs go off.
+func plainBody(r *http.Request) (io.Reader, error) {
+	for _, encoding := range r.Header["Content-Encoding"] {
+		if encoding != "" && !strings.EqualFold(encoding, "identity") {
+			return nil, errEncoded
+		}
+	}
+	if r.Body == nil {
+		return http.NoBody, nil
+	}
+	return r.Body, nil
+}
+
+func fromForm(r *http.Request, kind string, fields []string) (string, error) {
+	var parsed url.Values
+	switch {
+	case kind == typeURLEncoded:
+		parsed = r.PostForm
+	case kind != typeMultipart:
+		return "", nil
+	case r.MultipartForm != nil:
+		parsed = r.MultipartForm.Value
+	}
+	for _, field := range fields {
+		for _, value := range parsed[field] {
+			if value != "" {
+				return value, nil
+			}
+		}
+	}
+
+	body, err := plainBody(r)
+	if err != nil {
+		return "", err
+	}
+	if kind == typeMultipart {
+		return fromMultipart(body, r.Header.Get("Content-Type"), fields)
+	}
+	return fromURLEncoded(body, fields)
+}
+
+// fromURLEncoded reads pair by pair, as [url.ParseQuery] would, and unescapes
+// only what may be meant.
+func fromURLEncoded(body io.Reader, fields []string) (string, error) {
+	in := bufio.NewReaderSize(body, 1024)
+	for {
+		pair, err := in.ReadSlice('&')
+		if err == bufio.ErrBufferFull {
+			var rest []byte
+			pair = bytes.Clone(pair)
+			rest, err = in.ReadBytes('&')
+			pair = append(pair, rest...)
+		}
+		if err != nil && err != io.EOF {
+			return "", bodyError(err) // a pair that was cut short is none
+		}
+		pair = bytes.TrimSuffix(pair, []byte("&"))
+		name, value, _ := bytes.Cut(pair, []byte("="))
+		if isField(name, fields) && len(value) > 0 {
+			unescaped, unescapeErr := url.QueryUnescape(string(value))
+			if unescapeErr != nil || bytes.IndexByte(pair, ';') >= 0 {
+				return "", errBody
+			}
+			return unescaped, nil
+		}
+		if err == io.EOF {
+			return "", nil
+		}
+	}
+}
+
+// isField reports whether name, which may be escaped, is one of fields.
+func isField(name []byte, fields []string) bool {
+	if bytes.ContainsAny(name, "%+") {
+		unescaped, err := url.QueryUnescape(string(name))
+		return err == nil && slices.Contains(fields, unescaped)
+	}
+	return slices.ContainsFunc(fields, func(field string) bool { return field == string(name) })
+}
+
+// fromMultipart does not use r.MultipartReader: after that the handler could
+// not.
+func fromMultipart(body io.Reader, contentType string, fields []string) (string, error) {
+	_, params, err := mime.ParseMediaType(contentType)
+	if err != nil || params["boundary"] == "" {
+		return "", errBody
+	}
+	parts := multipart.NewReader(body, params["boundary"])
+	for {
+		part, err := parts.NextPart()
+		if err == io.EOF {
+			return "", nil
+		}
+		if err != nil {
+			return "", bodyError(err)
+		}
+		if part.FileName() != "" || !slices.Contains(fields, part.FormName()) {
+			continue
+		}
+		value, err := io.ReadAll(part)
+		if err != nil {
+			return "", bodyError(err)
+		}
+		if len(value) > 0 {
+			return string(value), nil
+		}
+	}
+}
+
+// A path leads to a value in JSON, a token for each level.
+type path struct {
+	tokens  []string
+	pointer bool // the tokens may also be indices of arrays
+}
+
+func checkPaths(function string, fields []string) []path {
+	var paths []path
+	for _, field := range checkFields(function, fields) {
+		p := path{tokens: []string{field}}
+		if pointer, ok := strings.CutPrefix(field, "/"); ok {
+			p = path{tokens: strings.Split(pointer, "/"), pointer: true}
+			for i, token := range p.tokens {
+				if unescaped := strings.NewReplacer("~0", "", "~1", "").Replace(token); strings.Contains(unescaped, "~") {
+					panic("alicaptcha: " + function + ": " + strconv.Quote(field) + " is not a JSON Pointer")
+				}
+				p.tokens[i] = strings.NewReplacer("~0", "~", "~1", "/").Replace(token)
+			}
+		}
+		if !utf8.ValidString(field) {
+			panic("alicaptcha: " + function + ": " + strconv.Quote(field) + " is not UTF-8")
+		}
+		paths = append(paths, p)
+	}
+	return paths
+}
+
+// decoders saves half of what reading a body allocates. The strings that a
+// decoder gives are copies.
+var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
+
+func fromJSON(r *http.Request, paths []path) (string, error) {
+	body, err := plainBody(r)
+	if err != nil {
+		return "", err
+	}
+	dec := decoders.Get().(*jsontext.Decoder)
+	dec.Reset(body)
+	defer func() {
+		dec.Reset(http.NoBody) // else the pool would hold on to the request
+		decoders.Put(dec)
+	}()
+
+	isPointer := func(p path) bool { return p.pointer }
+	switch kind := dec.PeekKind(); {
+	case kind == jsontext.KindBeginObject, kind == jsontext.KindBeginArray && slices.ContainsFunc(paths, isPointer):
+		return findJSON(dec, paths, 0)
+	case kind == 0:
+		if err := dec.SkipValue(); err == io.EOF {
+			return "", nil // an empty body
+		} else if err != nil {
+			return "", bodyError(err)
+		}
+	}
+	return "", errBody
+}
+
+// findJSON reads the object or array that comes next, level levels deep, where
+// the first tokens of paths have led.
+func findJSON(dec *jsontext.Decoder, paths []path, level int) (string, error) {
+	open, err := dec.ReadToken()
+	if err != nil {
+		return "", bodyError(err)
+	}
+	inArray := open.Kind() == jsontext.KindBeginArray
+	for index := 0; ; index++ {
+		if kind := dec.PeekKind(); kind == jsontext.KindEndObject || kind == jsontext.KindEndArray {
+			break
+		}
+		var name jsontext.Value
+		if inArray {
+			name = strconv.AppendInt(nil, int64(index), 10)
+		} else if name, err = dec.ReadValue(); err != nil {
+			return "", bodyError(err)
+		} else if bytes.IndexByte(name, '\\') >= 0 {
+			name, _ = jsontext.AppendUnquote(nil, name) // ReadValue has checked it
+		} else {
+			name = name[1 : len(name)-1]
+		}
+
+		here := false     // a path ends at this value
+		var deeper []path // those that lead into it
+		for _, p := range paths {
+			switch {
+			case p.tokens[level] != string(name) || inArray && !p.pointer:
+			case len(p.tokens) == level+1:
+				here = true
+			default:
+				deeper = append(deeper, p)
+			}
+		}
+
+		var value string
+		switch kind := dec.PeekKind(); {
+		case here && kind == jsontext.KindString:
+			var token jsontext.Token
+			if token, err = dec.ReadToken(); err == nil {
+				value = token.String()
+			}
+		case deeper != nil && (kind == jsontext.KindBeginObject || kind == jsontext.KindBeginArray):
+			if value, err = findJSON(dec, deeper, level+1); err != nil {
+				return "", err
+			}
+		case here && kind != 0:
+			return "", errValue
+		default:
+			err = dec.SkipValue()
+		}
+		if err != nil {
+			return "", bodyError(err)
+		}
+		if value != "" {
+			return value, nil
+		}
+	}
+	if _, err := dec.ReadToken(); err != nil {
+		return "", bodyError(err)
+	}
+	return "", nil
+}
+
+// extract returns what the first of extractors finds that finds something. It
+// leaves r as if nobody had read it, whatever they do: r.Body has every byte,
+// and no form is parsed that was not before.
+func extract(r *http.Request, extractors []Extractor, limit int) (param string, err error) {
+	form, postForm, multipartForm := r.Form, r.PostForm, r.MultipartForm
+	body := r.Body
+	var rec *recording
+	if body != nil && body != http.NoBody {
+		rec = &recording{src: body, limit: limit, size: r.ContentLength}
+		body = rec
+	}
+	for _, extractor := range extractors {
+		r.Body = body
+		param, err = extractor(r)
+		if rec != nil {
+			rec.pos = 0
+		}
+		if parsed := r.MultipartForm; parsed != nil && parsed != multipartForm {
+			parsed.RemoveAll() // its temporary files would outlive the request
+		}
+		r.Form, r.PostForm, r.MultipartForm = form, postForm, multipartForm
+		if param != "" || err != nil {
+			break
+		}
+	}
+	r.Body = body
+	if rec != nil {
+		r.Body = rec.replay()
+	}
+	return param, err
+}
+
+// A recording is a body that is read twice: by extractors, who get limit bytes
+// at most and whose reading is recorded, and then by the handler, who gets the
+// record and the rest of src. Nothing of it is pooled, because a handler may
+// keep it.
+type recording struct {
+	src       io.ReadCloser
+	limit     int
+	size      int64  // announced by the client, so not to be trusted
+	buf       []byte // what was read of src while recording, one byte over limit at most
+	pos       int    // in buf, of the next byte to give
+	err       error  // by which src ended while recording
+	replaying bool
+	closed    atomic.Bool // a handler may close while it reads, as http.Transport does
+}
+
+// replay ends the recording and returns the body for the handler.
+func (b *recording) replay() io.ReadCloser {
+	if len(b.buf) == 0 && b.err == nil {
+		return b.src // nobody has read it
+	}
+	b.replaying = true
+	return b
+}
+
+func (b *recording) Read(p []byte) (int, error) {
+	if b.replaying {
+		if b.closed.Load() {
+			return 0, http.ErrBodyReadAfterClose
+		}
+		if b.pos == len(b.buf) && b.err == nil {
+			return b.src.Read(p)
+		}
+	} else if b.pos == len(b.buf) && b.pos <= b.limit && b.err == nil && len(p) > 0 {
+		b.record()
+	}
+	end := len(b.buf)
+	if !b.replaying {
+		end = min(end, b.limit)
+	}
+	if b.pos < end || len(p) == 0 {
+		n := copy(p, b.buf[b.pos:end])
+		b.pos += n
+		return n, nil
+	}
+	if end < len(b.buf) {
+		return 0, &http.MaxBytesError{Limit: int64(b.limit)}
+	}
+	return 0, b.err
+}
+
+// record reads src once, as much as it gives. One byte over the limit tells a
+// body that ends there from one that goes on.
+func (b *recording) record() {
+	if len(b.buf) == cap(b.buf) {
+		grown := 2 * len(b.buf)
+		if grown == 0 {
+			// Enough for a login's body at once, but no memory for a promise.
+			grown = int(min(max(b.size+1, 512), 4096))
+		}
+		b.buf = slices.Grow(b.buf, min(grown, b.limit+1)-len(b.buf))
+	}
+	free := b.buf[len(b.buf):min(cap(b.buf), b.limit+1)]
+	n, err := b.src.Read(free)
+	b.buf = b.buf[:len(b.buf)+n]
+	b.err = err
+}
+
+// Close closes the body for the handler. An extractor that closes it, as a
+// habit, must not.
+func (b *recording) Close() error {
+	if !b.replaying {
+		return nil
+	}
+	b.closed.Store(true)
+	return b.src.Close()
+}
