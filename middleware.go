@@ -415,9 +415,16 @@ func (m *Middleware) ask(ctx context.Context, req Request) (result Result, fault
 
 	// The Verifier sees our deadline as one, but the request's as a
 	// cancellation: a client must not be able to make the service look slow.
-	asking, cancel := context.WithTimeout(context.WithoutCancel(ctx), m.cfg.Timeout)
+	parent := ctx
+	_, hasDeadline := ctx.Deadline()
+	if hasDeadline {
+		parent = context.WithoutCancel(ctx)
+	}
+	asking, cancel := context.WithTimeout(parent, m.cfg.Timeout)
 	defer cancel()
-	defer context.AfterFunc(ctx, cancel)()
+	if hasDeadline {
+		defer context.AfterFunc(ctx, cancel)()
+	}
 
 	result, err := m.cfg.Verifier.Verify(asking, req)
 	if err != nil {

@@ -1,0 +1,149 @@
+package alicaptcha_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	captcha "github.com/alibabacloud-go/captcha-20230305/client"
+	openapi "github.com/alibabacloud-go/darabonba-openapi/v2/utils"
+	"github.com/alibabacloud-go/tea/dara"
+	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+)
+
+// readAll is the middleware that everybody writes.
+func readAll(verifier alicaptcha.Verifier, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		var fields struct {
+			CaptchaVerifyParam string `json:"captchaVerifyParam"`
+		}
+		if json.Unmarshal(body, &fields) != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		result, err := verifier.Verify(r.Context(), alicaptcha.Request{Param: fields.CaptchaVerifyParam, SceneID: "login"})
+		if err != nil || !result.Passed {
+			w.WriteHeader(http.StatusForbidden)
+			return
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		next.ServeHTTP(w, r)
+	})
+}
+
+// BenchmarkMiddleware compares the gate with readAll and with no gate, in front
+// of a handler that reads the body to its end.
+func BenchmarkMiddleware(b *testing.B) {
+	verifier := alicaptchatest.Passing()
+	m, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(b, err)
+	calls := 0
+	handler := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		calls++
+		io.Copy(io.Discard, r.Body)
+	})
+	field := `"captchaVerifyParam":"` + strings.Repeat("p", 280) + `"`
+	for _, size := range []int{512, 4 << 10, 64 << 10} {
+		rest := `"username":"alice","password":"correct-horse","profile":"`
+		rest += strings.Repeat("x", size-len(field)-len(rest)-len(`{,"}`)) + `"`
+		for _, order := range []struct{ name, body string }{
+			{"first", "{" + field + "," + rest + "}"},
+			{"last", "{" + rest + "," + field + "}"},
+		} {
+			require.Len(b, order.body, size)
+			for _, gate := range []struct {
+				name    string
+				handler http.Handler
+			}{
+				{"gate", m.Handler(handler)},
+				{"readall", readAll(verifier, handler)},
+				{"bare", handler},
+			} {
+				b.Run(fmt.Sprintf("size=%d/field=%s/%s", size, order.name, gate.name), func(b *testing.B) {
+					request := httptest.NewRequest("POST", "/login", nil)
+					request.Header.Set("Content-Type", "application/json")
+					request.ContentLength = int64(size)
+					w := httptest.NewRecorder()
+					before, served := calls, 0
+					b.ReportAllocs()
+					for b.Loop() {
+						r := *request
+						r.Body = io.NopCloser(strings.NewReader(order.body))
+						gate.handler.ServeHTTP(w, &r)
+						served++
+					}
+					if calls-before != served {
+						b.Fatalf("the handler was called %d times for %d requests", calls-before, served)
+					}
+				})
+			}
+		}
+	}
+}
+
+// A canned transport gives the same answer to every call.
+type canned string
+
+func (c canned) RoundTrip(r *http.Request) (*http.Response, error) {
+	io.Copy(io.Discard, r.Body)
+	return &http.Response{
+		StatusCode: 200, ProtoMajor: 1, ProtoMinor: 1, Request: r,
+		Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(strings.NewReader(string(c))),
+	}, nil
+}
+
+func (c canned) Call(r *http.Request, _ *http.Transport) (*http.Response, error) {
+	return c.RoundTrip(r)
+}
+
+// BenchmarkClient compares a call through Client with one through the SDK as it
+// is, both on a canned answer.
+func BenchmarkClient(b *testing.B) {
+	const pass = canned(`{"RequestId":"0A1B2C3D-0000-1111-2222-333344445555","Message":"success","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"certify"}}`)
+	client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
+		Region: alicaptcha.International, AccessKeyID: "test-id", AccessKeySecret: "test-secret", Transport: pass,
+	})
+	require.NoError(b, err)
+	sdk, err := captcha.NewClient(&openapi.Config{
+		Endpoint: new("captcha.ap-southeast-1.aliyuncs.com"), AccessKeyId: new("test-id"), AccessKeySecret: new("test-secret"), HttpClient: pass,
+	})
+	require.NoError(b, err)
+	scene := "login"
+	for _, size := range []int{280, 4500, 28000} {
+		param := strings.Repeat("p", size)
+		b.Run(fmt.Sprintf("param=%d/client", size), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				result, err := client.Verify(context.Background(), alicaptcha.Request{Param: param, SceneID: scene})
+				if err != nil || !result.Passed {
+					b.Fatal(result, err)
+				}
+			}
+		})
+		b.Run(fmt.Sprintf("param=%d/sdk", size), func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				in := &captcha.VerifyIntelligentCaptchaRequest{CaptchaVerifyParam: &param, SceneId: &scene}
+				out, err := sdk.VerifyIntelligentCaptchaWithContext(context.Background(), in, &dara.RuntimeOptions{})
+				if err != nil || !*out.Body.Result.VerifyResult {
+					b.Fatal(out, err)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,42 @@
+package alicaptcha_test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Each piece of Go in the README is compiled: a program by itself, any other as
+// a part of the examples.
+func TestReadme(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	examples, err := os.ReadFile("example_test.go")
+	require.NoError(t, err)
+	// Without indentation and without the alignment of comments.
+	flat := func(code string) string {
+		var lines []string
+		for line := range strings.Lines(code) {
+			lines = append(lines, strings.Join(strings.Fields(line), " "))
+		}
+		return strings.Join(lines, "\n")
+	}
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(readme), -1)
+	require.NotEmpty(t, blocks)
+	for _, block := range blocks {
+		code := block[1]
+		if strings.HasPrefix(code, "package main") {
+			file := filepath.Join(t.TempDir(), "main.go")
+			require.NoError(t, os.WriteFile(file, []byte(code), 0o600))
+			out, err := exec.Command("go", "vet", file).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			continue
+		}
+		require.Contains(t, flat(string(examples)), flat(code))
+	}
+}
