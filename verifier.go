@@ -5,6 +5,8 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
+	"encoding/json"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -380,17 +382,19 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	return a.result, nil
 }
 
-// diagnosticParam is of no format that the service mints, so it spends nothing.
-const diagnosticParam = "alicaptcha-diagnose"
-
 // Diagnose asks the service about a made-up param of the scene, and returns nil
 // or what the operator has to change. It costs one verification. An empty
 // sceneID leaves the scene out of it.
 func (c *Client) Diagnose(ctx context.Context, sceneID string) error {
-	result, err := c.Verify(ctx, Request{Param: diagnosticParam, SceneID: sceneID})
+	// Of the form that V3 has: with any other the service need not look at the scene.
+	made, err := json.Marshal(map[string]any{"certifyId": "alicaptcha-diagnose", "sceneId": sceneID, "isSign": true, "securityToken": "alicaptcha-diagnose"})
+	if err != nil {
+		return err
+	}
+	result, err := c.Verify(ctx, Request{Param: base64.StdEncoding.EncodeToString(made), SceneID: sceneID})
 	if e, ok := errors.AsType[*Error](err); ok {
 		if e.Code == RequestRefused && (e.ServiceCode == "InvalidParameter" || e.ServiceCode == "MissingParameter") {
-			return nil // it signed, it is permitted, and the made-up param was noticed
+			return nil // it was signed and permitted, and the made-up param was noticed
 		}
 		return fmt.Errorf("%w: %s", e, e.Code.Description())
 	}

@@ -1,0 +1,132 @@
+package alicaptchatest
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// The vector signs six headers; content-type, which the SDK signs as well, is
+// not among them.
+func TestSignVector(t *testing.T) {
+	t.Parallel()
+	const body = "SceneId=test"
+	sum := sha256.Sum256([]byte(body))
+	hashed := hex.EncodeToString(sum[:])
+	r := httptest.NewRequest(http.MethodPost, "https://captcha.cn-shanghai.aliyuncs.com/", strings.NewReader(body))
+	r.Header.Set("X-Acs-Action", "VerifyIntelligentCaptcha")
+	r.Header.Set("X-Acs-Content-Sha256", hashed)
+	r.Header.Set("X-Acs-Date", "2026-09-27T00:00:00Z")
+	r.Header.Set("X-Acs-Signature-Nonce", " test-nonce\t") // trimmed
+	r.Header.Set("X-Acs-Version", "2023-03-05")
+
+	// Their order is not the caller's.
+	headers := []string{"x-acs-version", "host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce"}
+	got, ok := sign(r, hashed, headers, "test-secret")
+	require.True(t, ok)
+	require.Equal(t, "a6c2000eda36d6945559103f39c06f1837e21794e8051f56092bc3b3a7264b2b", got)
+
+	r.URL.RawQuery = "b=1&a=%zz"
+	_, ok = sign(r, hashed, headers, "test-secret")
+	require.False(t, ok, "an unreadable query")
+}
+
+// The hash in the header is part of the protocol, also where the signature is
+// over the right one.
+func TestContentHashHeader(t *testing.T) {
+	t.Parallel()
+	s := NewSimulator(Config{})
+	sum := sha256.Sum256(nil)
+	hashed := hex.EncodeToString(sum[:])
+	for header, fault := range map[string]string{hashed: "", strings.ToUpper(hashed): "SignatureDoesNotMatch", "x": "SignatureDoesNotMatch"} {
+		r := httptest.NewRequest(http.MethodPost, "/", nil)
+		r.Header.Set("X-Acs-Content-Sha256", header)
+		headers := []string{"host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version"}
+		signature, ok := sign(r, hashed, headers, "test-secret")
+		require.True(t, ok)
+		r.Header.Set("Authorization", algorithm+" Credential=test-id,SignedHeaders="+strings.Join(headers, ";")+",Signature="+signature)
+		got := s.checkSignature(r, nil)
+		if fault == "" {
+			require.Nil(t, got)
+			continue
+		}
+		require.NotNil(t, got)
+		require.Equal(t, fault, got.code)
+	}
+}
+
+func TestParseAuthorization(t *testing.T) {
+	t.Parallel()
+	got, ok := parseAuthorization("ACS3-HMAC-SHA256 Credential=id,SignedHeaders=host;x-acs-date,Signature=00ff")
+	require.True(t, ok)
+	require.Equal(t, authorization{keyID: "id", signed: []string{"host", "x-acs-date"}, signature: "00ff"}, got)
+	for _, header := range []string{
+		"",
+		"ACS3-HMAC-SHA256",
+		"Credential=id,SignedHeaders=host,Signature=00ff",
+		"ACS3-HMAC-SM3 Credential=id,SignedHeaders=host,Signature=00ff",
+		"ACS3-HMAC-SHA256 Credential=,SignedHeaders=host,Signature=00ff",
+		"ACS3-HMAC-SHA256 Credential=id,SignedHeaders=,Signature=00ff",
+		"ACS3-HMAC-SHA256 Credential=id,SignedHeaders=host,Signature=",
+		"ACS3-HMAC-SHA256 Credential=id,SignedHeaders=host",
+		"ACS3-HMAC-SHA256 Credential=id,SignedHeaders=host,Signature=00ff,Signature=00ff",
+		"ACS3-HMAC-SHA256 Credential=id,Signature=00ff,SignedHeaders=host",
+	} {
+		_, ok := parseAuthorization(header)
+		require.False(t, ok, header)
+	}
+}
+
+func TestMemoryIsBounded(t *testing.T) {
+	t.Parallel()
+	t.Run("number of calls", func(t *testing.T) {
+		s := NewSimulator(Config{})
+		for i := range maxCalls + 5 {
+			s.record(Call{Status: i})
+		}
+		calls := s.Calls()
+		require.Len(t, calls, maxCalls)
+		require.Equal(t, 5, calls[0].Status, "the oldest went")
+		require.Equal(t, maxCalls+5, s.Count())
+	})
+	t.Run("size of calls", func(t *testing.T) {
+		s := NewSimulator(Config{})
+		param := strings.Repeat("p", 1<<20)
+		for i := range 70 {
+			s.record(Call{Status: i, Param: param, Header: http.Header{"X": {"y", "z"}}})
+		}
+		calls := s.Calls()
+		require.Len(t, calls, 63)
+		require.Equal(t, 7, calls[0].Status, "the oldest went")
+		require.Equal(t, 63*(1<<20+4), s.callBytes)
+	})
+	t.Run("params and nonces", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := NewSimulator(Config{})
+			_, err := s.Issue(Issue{SceneID: "login"})
+			require.NoError(t, err)
+			s.nonces["n"] = s.clock().Add(dateWindow)
+
+			s.Advance(dateWindow)
+			s.clock()
+			require.Len(t, s.nonces, 1)
+			s.Advance(2 * time.Minute)
+			s.clock()
+			require.Empty(t, s.nonces)
+
+			s.Advance(paramKept - dateWindow - 2*time.Minute)
+			s.clock()
+			require.Len(t, s.minted, 1)
+			s.Advance(2 * time.Minute)
+			s.clock()
+			require.Empty(t, s.minted)
+		})
+	})
+}

@@ -1,0 +1,138 @@
+package alicaptchatest_test
+
+import (
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+)
+
+func newMiddleware(t *testing.T, cfg alicaptcha.Config) *alicaptcha.Middleware {
+	t.Helper()
+	if cfg.Verifier == nil {
+		cfg.Verifier = alicaptchatest.Passing()
+	}
+	cfg.SceneID = "login"
+	cfg.Logger = slog.New(slog.DiscardHandler)
+	m, err := alicaptcha.New(cfg)
+	require.NoError(t, err)
+	return m
+}
+
+func TestAssertProtectedByMiddleware(t *testing.T) {
+	t.Parallel()
+	gate := newMiddleware(t, alicaptcha.Config{})
+	reportOnly := newMiddleware(t, alicaptcha.Config{ReportOnly: true})
+	open := newMiddleware(t, alicaptcha.Config{Policy: alicaptcha.Policy{alicaptcha.ParamMissing: alicaptcha.Allow()}})
+	oddAnswer := newMiddleware(t, alicaptcha.Config{OnReject: func(http.ResponseWriter, *http.Request, alicaptcha.Outcome) {}})
+	ok := status(200)
+	requires := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if alicaptcha.Require(w, r) {
+			w.WriteHeader(200)
+		}
+	})
+	for name, c := range map[string]struct {
+		h     http.Handler
+		fault string
+	}{
+		"Handler":                     {gate.Handler(ok), ""},
+		"zero Middleware":             {new(alicaptcha.Middleware).Handler(ok), ""},
+		"Deferred, Require":           {gate.Deferred(requires), ""},
+		"status 200 by OnReject":      {oddAnswer.Handler(ok), ""},
+		"behind a timeout":            {http.TimeoutHandler(gate.Handler(ok), time.Minute, ""), ""},
+		"not wrapped":                 {ok, "no gate was asked (status 200)"},
+		"Require without a gate":      {requires, "no gate was asked (status 503)"},
+		"Deferred, no Require":        {gate.Deferred(ok), "no gate was asked (status 200)"},
+		"ReportOnly":                  {reportOnly.Handler(ok), "let a request without a param through"},
+		"Deferred ReportOnly":         {reportOnly.Deferred(requires), "let a request without a param through"},
+		"ParamMissing allowed":        {open.Handler(ok), "let a request without a param through"},
+		"let through, then forbidden": {open.Handler(status(403)), "let a request without a param through (status 403)"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			fake := &fakeT{}
+			require.Equal(t, c.fault == "", alicaptchatest.AssertProtected(fake, c.h, "POST /login", "GET /"))
+			if c.fault == "" {
+				require.Empty(t, fake.errors)
+				return
+			}
+			require.Len(t, fake.errors, 2)
+			require.Contains(t, fake.errors[0], c.fault)
+		})
+	}
+}
+
+func TestNewContextIsReadByRequire(t *testing.T) {
+	t.Parallel()
+	for _, want := range []alicaptcha.Outcome{
+		{Code: alicaptcha.T001, Allowed: true, Verified: true},
+		{Code: alicaptcha.F001, Action: alicaptcha.Reject(451)},
+		{},
+	} {
+		r := httptest.NewRequest(http.MethodPost, "/", nil)
+		r = r.WithContext(alicaptchatest.NewContext(r.Context(), want))
+		got, ok := alicaptcha.FromContext(r.Context())
+		require.True(t, ok)
+		require.Equal(t, want, got)
+		w := httptest.NewRecorder()
+		require.Equal(t, want.Allowed, alicaptcha.Require(w, r))
+		switch {
+		case want.Allowed:
+			require.Empty(t, w.Body.String())
+		case want.Action.Status != 0:
+			require.Equal(t, want.Action.Status, w.Code)
+		default:
+			require.Equal(t, 403, w.Code)
+		}
+	}
+}
+
+func TestDoublesBehindMiddleware(t *testing.T) {
+	t.Parallel()
+	for code, verifier := range map[alicaptcha.Code]alicaptcha.Verifier{
+		alicaptcha.T001:               alicaptchatest.Passing(),
+		alicaptcha.F009:               alicaptchatest.Rejecting(alicaptcha.F009),
+		alicaptcha.ServiceTimeout:     alicaptchatest.Failing(alicaptcha.ServiceTimeout),
+		alicaptcha.ServiceUnavailable: alicaptchatest.Failing(alicaptcha.ParamMissing), // as its comment says
+	} {
+		r := httptest.NewRequest(http.MethodPost, "/", nil)
+		r.Header.Set("Captcha-Verify-Param", "x")
+		o := newMiddleware(t, alicaptcha.Config{Verifier: verifier}).Check(r)
+		require.Equal(t, code, o.Code)
+		require.Equal(t, code == alicaptcha.T001, o.Verified)
+	}
+}
+
+// From the widget to the handler, in each of the service's formats.
+func TestMiddlewareOnSimulator(t *testing.T) {
+	t.Parallel()
+	srv := alicaptchatest.StartTLS(t, alicaptchatest.Config{})
+	h := newMiddleware(t, alicaptcha.Config{Verifier: srv.Client()}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		o, _ := alicaptcha.FromContext(r.Context())
+		io.WriteString(w, string(o.Code))
+	}))
+	for _, i := range []alicaptchatest.Issue{{}, {Format: alicaptchatest.V2}, {Format: alicaptchatest.V2, Bytes: 28000}} {
+		body := form(issue(t, srv, i))
+		body = "c" + strings.TrimPrefix(body, "C") // the widget's captchaVerifyParam
+		for n, want := range []int{200, 403} {
+			r := httptest.NewRequest(http.MethodPost, "/login", strings.NewReader(body))
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			require.Equal(t, want, w.Code, w.Body)
+			require.Equal(t, n == 0, w.Body.String() == "T001")
+		}
+	}
+	for _, call := range srv.Calls() {
+		require.Equal(t, "login", call.SceneID)
+	}
+	require.Equal(t, 6, srv.Count())
+}
