@@ -249,10 +249,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		fault("Region is required (Mainland or International), or Endpoint")
 	}
 
-	keys, err := newKeyring(cfg)
-	if err != nil {
-		fault("%w", err)
-	}
+	keys := newKeyring(cfg, fault)
 
 	transport := cfg.Transport
 	if transport == nil {
@@ -677,47 +674,48 @@ type accessKey struct {
 
 func (k accessKey) GetCredential() (*credentials.CredentialModel, error) { return &k.model, nil }
 
-func newKeyring(cfg ClientConfig) (*keyring, error) {
+// newKeyring tells fault what is wrong with cfg's keys.
+func newKeyring(cfg ClientConfig, fault func(format string, args ...any)) *keyring {
 	if cfg.Credential != nil {
 		if isNil(cfg.Credential) {
-			return nil, fmt.Errorf("Credential is a nil %T", cfg.Credential)
+			fault("Credential is a nil %T", cfg.Credential)
+			return nil
 		}
 		key, err := askFor(cfg.Credential)
 		if err != nil {
-			return nil, fmt.Errorf("Credential: %w", err)
+			fault("Credential gave no keys: %w", err)
 		}
 		now := time.Now()
-		return &keyring{source: cfg.Credential, key: key, got: now, asked: now}, nil
+		return &keyring{source: cfg.Credential, key: key, got: now, asked: now}
 	}
 
-	id, secret, securityToken := cfg.AccessKeyID, cfg.AccessKeySecret, cfg.SecurityToken
-	names := [3]string{"AccessKeyID", "AccessKeySecret", "SecurityToken"}
-	if id == "" && secret == "" && securityToken == "" {
-		names = [3]string{"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN"}
-		id, secret, securityToken = os.Getenv(names[0]), os.Getenv(names[1]), os.Getenv(names[2])
-		if id == "" && secret == "" && securityToken == "" {
-			return nil, fmt.Errorf("AccessKeyID and AccessKeySecret are missing, and the environment has no %s and %s", names[0], names[1])
-		}
+	fields := []struct{ name, variable, value string }{
+		{"AccessKeyID", "ALIBABA_CLOUD_ACCESS_KEY_ID", cfg.AccessKeyID},
+		{"AccessKeySecret", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", cfg.AccessKeySecret},
+		{"SecurityToken", "ALIBABA_CLOUD_SECURITY_TOKEN", cfg.SecurityToken},
 	}
-	var errs []error
-	for i, value := range []string{id, secret, securityToken} {
-		if value == "" && i < 2 {
-			errs = append(errs, fmt.Errorf("%s is missing", names[i]))
+	fromEnvironment := cfg.AccessKeyID == "" && cfg.AccessKeySecret == "" && cfg.SecurityToken == ""
+	for i := range fields {
+		f := &fields[i]
+		where := f.name
+		if fromEnvironment {
+			f.value = os.Getenv(f.variable)
+			where += " (from the environment's " + f.variable + ")"
 		}
-		if strings.ContainsFunc(value, func(r rune) bool { return r <= ' ' || r > '~' }) {
-			errs = append(errs, fmt.Errorf("%s has white space or other characters that no key has", names[i]))
+		if f.value == "" && f.name != "SecurityToken" {
+			fault("%s is missing", where)
 		}
-	}
-	if errs != nil {
-		return nil, errors.Join(errs...)
+		if strings.ContainsFunc(f.value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+			fault("%s has white space or other characters that no key has", where)
+		}
 	}
 	keyType := "access_key"
-	if securityToken != "" {
+	if fields[2].value != "" {
 		keyType = "sts"
 	}
 	return &keyring{key: accessKey{model: credentials.CredentialModel{
-		AccessKeyId: &id, AccessKeySecret: &secret, SecurityToken: &securityToken, Type: &keyType,
-	}}}, nil
+		AccessKeyId: &fields[0].value, AccessKeySecret: &fields[1].value, SecurityToken: &fields[2].value, Type: &keyType,
+	}}}
 }
 
 // askFor asks source for its keys. Its error does not show the source's text,
