@@ -382,10 +382,10 @@ func (m *Middleware) judge(r *http.Request, param string, fault *Error) Outcome 
 }
 
 var (
-	errNoMiddleware = errors.New("alicaptcha: no Middleware that New made")
-	errNoScene      = errors.New("alicaptcha: SceneIDFunc returned no scene")
-	errNoVerdict    = errors.New("alicaptcha: the Verifier's Result is no verdict")
-	errPanicked     = errors.New("alicaptcha: the Verifier panicked")
+	errNoMiddleware = safeError{text: "no Middleware that New made"}
+	errNoScene      = safeError{text: "SceneIDFunc returned no scene"}
+	errNoVerdict    = safeError{text: "the Verifier's Result is no verdict"}
+	errPanicked     = safeError{text: "the Verifier panicked"}
 )
 
 // ask asks the Verifier. With a fault there is no verdict; mayOpen says whether
@@ -503,7 +503,10 @@ func (m *Middleware) log(ctx context.Context, o Outcome) {
 	}
 
 	attrs := make([]slog.Attr, 0, 7)
-	attrs = append(attrs, slog.String("captcha.code", string(o.Code)), slog.Duration("captcha.duration", o.Duration))
+	attrs = append(attrs, slog.String("captcha.code", string(o.Code)))
+	if o.Duration != 0 {
+		attrs = append(attrs, slog.Duration("captcha.duration", o.Duration))
+	}
 	for _, a := range []struct{ key, value string }{
 		{"captcha.scene", o.SceneID},
 		{"captcha.certify_id", o.Result.CertifyID},
@@ -513,7 +516,7 @@ func (m *Middleware) log(ctx context.Context, o Outcome) {
 			attrs = append(attrs, slog.String(a.key, clean(a.value)))
 		}
 	}
-	if o.Err != nil {
+	if o.Err != nil && o.Err.Error() != "alicaptcha: "+string(o.Code) {
 		attrs = append(attrs, slog.String("captcha.error", o.Err.Error()))
 	}
 	if level >= slog.LevelWarn {

@@ -76,6 +76,7 @@ func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
 			title = "Rejected"
 		}
 		body, _ = json.Marshal(problem{"about:blank", title, a.Status, detail, a.Reason, a.Retry}) // strings, a number and a bool
+		body = append(body, '\n')
 	}
 	w.WriteHeader(a.Status)
 	if r.Method != http.MethodHead {

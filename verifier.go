@@ -97,8 +97,9 @@ type Error struct {
 }
 
 // Error returns a text that is safe to log: Code, Status, ServiceCode,
-// RequestID, and of Err only what [Client] knows to be harmless (a dial, DNS,
-// TLS or context error). It never holds the param, a key or the service's text.
+// RequestID, and of Err only what this package knows to be harmless (a dial,
+// DNS, TLS or context error, or its own words). It never holds the param, a key
+// or the service's text.
 func (e *Error) Error() string {
 	if e == nil {
 		return "alicaptcha: no verdict"
@@ -346,7 +347,7 @@ func newTransport() *http.Transport {
 func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	switch {
 	case c == nil || c.keys == nil:
-		return Result{}, &Error{Code: Misconfigured, Err: errors.New("alicaptcha: a Client that NewClient did not make")}
+		return Result{}, &Error{Code: Misconfigured, Err: safeError{text: "a Client that NewClient did not make"}}
 	case req.Param == "":
 		return Result{}, &Error{Code: ParamMissing}
 	case !utf8.ValidString(req.Param): // the SDK would replace bytes in it
@@ -435,7 +436,7 @@ func (c connection) exchange(req *http.Request) (Result, *Error) {
 		return Result{}, callError(req.Context(), err)
 	}
 	if resp == nil || resp.Body == nil {
-		return Result{}, &Error{Code: ServiceUnavailable, Err: errors.New("alicaptcha: the Transport returned neither an answer nor an error")}
+		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{text: "the Transport returned neither an answer nor an error"}}
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
@@ -724,7 +725,7 @@ func askFor(source credentials.Credential) (key accessKey, err error) {
 	defer func() {
 		// It also runs in a goroutine of ours, where a panic would end the program.
 		if v := recover(); v != nil {
-			err = &Error{Code: Misconfigured, Err: fmt.Errorf("alicaptcha: the Credential panicked with a %T", v)}
+			err = &Error{Code: Misconfigured, Err: safeError{text: fmt.Sprintf("the Credential panicked with a %T", v)}}
 		}
 	}()
 	model, err := source.GetCredential()
@@ -732,7 +733,7 @@ func askFor(source credentials.Credential) (key accessKey, err error) {
 		return accessKey{}, &Error{Code: Misconfigured, Err: err}
 	}
 	if model == nil || dara.StringValue(model.AccessKeyId) == "" || dara.StringValue(model.AccessKeySecret) == "" {
-		return accessKey{}, &Error{Code: Misconfigured, Err: errors.New("alicaptcha: the Credential has no AccessKey pair")}
+		return accessKey{}, &Error{Code: Misconfigured, Err: safeError{text: "the Credential has no AccessKey pair"}}
 	}
 	return accessKey{model: *model}, nil
 }

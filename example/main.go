@@ -1,0 +1,230 @@
+// Command example is a site with a login and a signup, each behind its own
+// CAPTCHA scene:
+//
+//	go run ./example
+//
+// As it is it runs on a simulator of the service, and prints the curl commands
+// that try it. With these in the environment the same code runs on the real
+// service:
+//
+//	ALIBABA_CLOUD_ACCESS_KEY_ID      a RAM user's pair
+//	ALIBABA_CLOUD_ACCESS_KEY_SECRET
+//	ALIBABA_CLOUD_SECURITY_TOKEN     only with temporary keys
+//	CAPTCHA_REGION                   cn or sgp
+//	CAPTCHA_PREFIX                   the console's, for the page
+//	CAPTCHA_SCENE_LOGIN              scene IDs of the console
+//	CAPTCHA_SCENE_SIGNUP
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the shutdown
+
+	err := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
+	if err == nil || errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	// A joined error has a line for each fault.
+	fmt.Fprintln(os.Stderr, "example:", strings.ReplaceAll(err.Error(), "\n", "; "))
+	if _, ok := errors.AsType[usageError](err); ok {
+		os.Exit(2)
+	}
+	os.Exit(1)
+}
+
+// A usageError is a fault of the command line.
+type usageError struct{ error }
+
+// run serves the site until ctx is done. What makes a start impossible it
+// returns before anything is served.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	flags := flag.NewFlagSet("example", flag.ContinueOnError)
+	addr := flags.String("addr", "127.0.0.1:8080", "the site's `address`")
+	simulatorAddr := flags.String("simulator", "127.0.0.1:8081", "the simulator's `address`, unused with the real service")
+	flags.SetOutput(io.Discard) // main prints the error, in one line
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintln(stderr, "usage: example [flags]")
+		flags.SetOutput(stderr)
+		flags.PrintDefaults()
+		return err
+	case err != nil:
+		return usageError{err}
+	case flags.NArg() > 0:
+		return usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0))}
+	}
+
+	s, isReal, err := realService(getenv)
+	if err != nil {
+		return err
+	}
+
+	logger := slog.New(slog.NewTextHandler(stderr, nil))
+	var servers []server
+
+	site, err := net.Listen("tcp", *addr)
+	if err != nil {
+		return fmt.Errorf("site: %w", err)
+	}
+	defer site.Close()
+
+	banner := "Site:              " + baseURL(site) + "\n"
+	if isReal {
+		banner += "Service:           the real one, region " + s.Region() + "\n"
+	} else {
+		simulator, err := net.Listen("tcp", *simulatorAddr)
+		if err != nil {
+			return fmt.Errorf("simulator: %w", err)
+		}
+		defer simulator.Close()
+		s = simulated(baseURL(site), baseURL(simulator))
+		servers = append(servers, newServer(simulator, logger, alicaptchatest.NewSimulator(alicaptchatest.Config{
+			AccessKeyID:     s.client.AccessKeyID,
+			AccessKeySecret: s.client.AccessKeySecret,
+			Scenes:          []string{s.LoginScene, s.SignupScene},
+		})))
+		banner += "Simulator:         " + baseURL(simulator) + "\n" +
+			"Access key ID:     " + s.client.AccessKeyID + "\n" +
+			"Access key secret: " + s.client.AccessKeySecret + "\n" +
+			"Login scene:       " + s.LoginScene + "\n" +
+			"Signup scene:      " + s.SignupScene + "\n" +
+			"Mint a param for the login scene, log in with it, send it again:\n" +
+			strings.Join(s.Commands, "\n") + "\n"
+	}
+	banner += "Ctrl-C stops it.\n"
+
+	handler, err := newSite(s, logger)
+	if err != nil {
+		return err
+	}
+	// The site stands first: what it still answers needs the simulator.
+	servers = append([]server{newServer(site, logger, handler)}, servers...)
+
+	if _, err := io.WriteString(stdout, banner); err != nil {
+		return err
+	}
+	return serve(ctx, logger, servers)
+}
+
+// realService reads the settings for the real service. It reports false if the
+// environment has none of them.
+func realService(getenv func(string) string) (s settings, ok bool, err error) {
+	var region string
+	var missing []string
+	required := []struct {
+		name string
+		to   *string
+	}{
+		{"ALIBABA_CLOUD_ACCESS_KEY_ID", &s.client.AccessKeyID},
+		{"ALIBABA_CLOUD_ACCESS_KEY_SECRET", &s.client.AccessKeySecret},
+		{"CAPTCHA_PREFIX", &s.Prefix},
+		{"CAPTCHA_REGION", &region},
+		{"CAPTCHA_SCENE_LOGIN", &s.LoginScene},
+		{"CAPTCHA_SCENE_SIGNUP", &s.SignupScene},
+	}
+	for _, v := range required {
+		if *v.to = getenv(v.name); *v.to == "" {
+			missing = append(missing, v.name)
+		}
+	}
+	switch len(missing) {
+	case 0:
+		s.client.Region = alicaptcha.Region(region)
+		s.client.SecurityToken = getenv("ALIBABA_CLOUD_SECURITY_TOKEN")
+		return s, true, nil
+	case len(required):
+		return settings{}, false, nil
+	}
+	return settings{}, false, fmt.Errorf("the environment has only a part of what the real service needs; missing: %s", strings.Join(missing, ", "))
+}
+
+// simulated returns the settings for the simulator. It has the keys, so that
+// the Client does not look for them in the environment.
+func simulated(site, simulator string) settings {
+	login := "curl -sS -i '" + site + `/login' -H 'Content-Type: application/json' -d '{"username":"alice","password":"correct-horse","captchaVerifyParam":"'"$param"'"}'`
+	return settings{
+		client: alicaptcha.ClientConfig{
+			Endpoint:        simulator,
+			AccessKeyID:     "test-id",
+			AccessKeySecret: "test-secret",
+		},
+		LoginScene:  "login",
+		SignupScene: "signup",
+		Commands: []string{
+			"param=$(curl -sS '" + simulator + `/issue' -H 'Content-Type: application/json' -d '{"sceneId":"login"}' | sed 's/.*"captchaVerifyParam": *"\([^"]*\)".*/\1/')`,
+			login,
+			login,
+		},
+	}
+}
+
+// baseURL returns the URL by which this machine reaches l.
+func baseURL(l net.Listener) string {
+	addr := *l.Addr().(*net.TCPAddr)
+	if addr.IP.IsUnspecified() {
+		addr.IP = net.IPv4(127, 0, 0, 1)
+	}
+	return "http://" + addr.String()
+}
+
+type server struct {
+	*http.Server
+	listener net.Listener
+}
+
+func newServer(l net.Listener, logger *slog.Logger, handler http.Handler) server {
+	return server{&http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 5 * time.Second,
+		ReadTimeout:       10 * time.Second,
+		WriteTimeout:      20 * time.Second, // from the end of the header: the body, then up to 5 s for the service
+		IdleTimeout:       time.Minute,
+		MaxHeaderBytes:    64 << 10, // room for a param in the header
+		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+	}, l}
+}
+
+// serve runs the servers until ctx is done or one of them fails, and then stops
+// them in their order.
+func serve(ctx context.Context, logger *slog.Logger, servers []server) error {
+	failed := make(chan error, len(servers))
+	for _, s := range servers {
+		go func() { failed <- s.Serve(s.listener) }()
+	}
+	var err error
+	select {
+	case <-ctx.Done():
+		logger.Info("stopping")
+	case err = <-failed:
+	}
+
+	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
+	defer cancel()
+	for _, s := range servers {
+		if s.Shutdown(bounded) != nil {
+			logger.Warn("closing connections that are still in use")
+			s.Close()
+		}
+	}
+	return err
+}
