@@ -1,0 +1,298 @@
+package alicaptcha_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha"
+)
+
+// A script is a Verifier whose answer a test can change.
+type script struct {
+	mu    sync.Mutex
+	calls int
+	err   error
+	hold  func(context.Context) // before it answers
+}
+
+func (s *script) Verify(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
+	s.mu.Lock()
+	s.calls++
+	err, hold := s.err, s.hold
+	s.mu.Unlock()
+	if hold != nil {
+		hold(ctx)
+	}
+	return alicaptcha.Result{Passed: err == nil}, err
+}
+
+func (s *script) answer(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.err = err
+}
+
+func (s *script) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.calls
+}
+
+var (
+	errTimeout = &alicaptcha.Error{Code: alicaptcha.ServiceTimeout}
+	errJunk    = &alicaptcha.Error{Code: alicaptcha.RequestRefused, Status: 401}
+	errGone    = &alicaptcha.Error{Code: alicaptcha.ClientCanceled}
+)
+
+func newBreaker(t *testing.T, v alicaptcha.Verifier, cfg alicaptcha.BreakerConfig) alicaptcha.Verifier {
+	t.Helper()
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	b, err := alicaptcha.Breaker(v, cfg)
+	require.NoError(t, err)
+	return b
+}
+
+// call asks b once and reports whether its Verifier was asked.
+func call(t *testing.T, b alicaptcha.Verifier, s *script) (asked bool) {
+	t.Helper()
+	before := s.count()
+	_, err := b.Verify(context.Background(), alicaptcha.Request{Param: "p"})
+	asked = s.count() > before
+	require.Equal(t, !asked, errors.Is(err, alicaptcha.ErrBreakerOpen))
+	if !asked {
+		var e *alicaptcha.Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, alicaptcha.ServiceUnavailable, e.Code)
+		require.Equal(t, "alicaptcha: service_unavailable: the breaker is open", e.Error())
+	}
+	return asked
+}
+
+func TestBreakerOpensAndRecovers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := &script{err: errTimeout}, new(logbook)
+		b := newBreaker(t, s, alicaptcha.BreakerConfig{Logger: slog.New(log)})
+		for range 5 {
+			require.True(t, call(t, b, s))
+		}
+		require.False(t, call(t, b, s), "five in a row open it")
+		time.Sleep(5*time.Second + 1)
+
+		require.True(t, call(t, b, s), "a probe")
+		require.False(t, call(t, b, s), "and one that fails opens it again")
+		time.Sleep(5*time.Second + 1)
+
+		s.answer(nil)
+		for range 10 {
+			require.True(t, call(t, b, s), "three probes close it")
+		}
+		require.Equal(t, []slog.Level{slog.LevelWarn, slog.LevelInfo, slog.LevelWarn, slog.LevelInfo, slog.LevelInfo}, log.levels(), "open, half-open, open, half-open, closed")
+
+		s.answer(errTimeout)
+		for range 4 {
+			call(t, b, s)
+		}
+		s.answer(nil)
+		call(t, b, s)
+		s.answer(errTimeout)
+		for range 4 {
+			require.True(t, call(t, b, s), "only failures in a row count")
+		}
+	})
+}
+
+// What the service answered is no failure, whatever it is.
+func TestBreakerCounts(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		err   error
+		opens bool
+	}{
+		{nil, false},
+		{errTimeout, true},
+		{&alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}, true},
+		{fmt.Errorf("wrapped: %w", errTimeout), true},
+		{errors.New("anything"), true},
+		{context.DeadlineExceeded, true},
+		{(*alicaptcha.Error)(nil), true},
+		{&alicaptcha.Error{}, true},
+		{&alicaptcha.Error{Code: "F001"}, true},
+		{&alicaptcha.Error{Code: alicaptcha.ParamMissing}, true},
+		{errJunk, false},
+		{&alicaptcha.Error{Code: alicaptcha.ServiceThrottled}, false},
+		{&alicaptcha.Error{Code: alicaptcha.Misconfigured}, false},
+		{&alicaptcha.Error{Code: alicaptcha.ParamMalformed}, false},
+		{&alicaptcha.Error{Code: alicaptcha.ParamTooLarge}, false},
+		{&alicaptcha.Error{Code: alicaptcha.Overloaded}, false},
+		{errGone, false},
+		{context.Canceled, false},
+	} {
+		s := &script{err: row.err}
+		b := newBreaker(t, s, alicaptcha.BreakerConfig{Failures: 1})
+		_, err := b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+		require.Equal(t, row.err, err, "it changes no answer")
+		require.Equal(t, row.opens, !call(t, b, s), "%v", row.err)
+	}
+}
+
+func TestBreakerCountsWhatIsNoVerdict(t *testing.T) {
+	t.Parallel()
+	contradiction := alicaptcha.Result{Passed: true, Code: alicaptcha.F001}
+	b := newBreaker(t, answering(contradiction, nil), alicaptcha.BreakerConfig{Failures: 1})
+	result, err := b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+	require.NoError(t, err)
+	require.Equal(t, contradiction, result, "the gate reads it")
+	_, err = b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+	require.ErrorIs(t, err, alicaptcha.ErrBreakerOpen)
+}
+
+// Neither junk nor hanging up keeps the breaker from closing.
+func TestBreakerProbes(t *testing.T) {
+	open := func(t *testing.T, s *script) alicaptcha.Verifier {
+		b := newBreaker(t, s, alicaptcha.BreakerConfig{Failures: 1, OpenFor: time.Second, Probes: 2})
+		s.answer(errTimeout)
+		require.True(t, call(t, b, s))
+		require.False(t, call(t, b, s))
+		time.Sleep(time.Second + 1)
+		return b
+	}
+	t.Run("junk closes it", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := new(script)
+			b := open(t, s)
+			s.answer(errJunk)
+			require.True(t, call(t, b, s))
+			require.True(t, call(t, b, s))
+			s.answer(nil)
+			for range 5 {
+				require.True(t, call(t, b, s))
+			}
+		})
+	})
+	t.Run("a cancelled call holds no place", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := new(script)
+			b := open(t, s)
+			s.answer(errGone)
+			for range 10 {
+				require.True(t, call(t, b, s))
+			}
+		})
+	})
+	t.Run("only so many at once", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := new(script)
+			b := open(t, s)
+			s.answer(nil)
+			release := make(chan struct{})
+			s.hold = func(context.Context) { <-release }
+			var probes sync.WaitGroup
+			for range 2 {
+				probes.Go(func() { b.Verify(context.Background(), alicaptcha.Request{Param: "p"}) })
+			}
+			synctest.Wait()
+			require.False(t, call(t, b, s))
+			close(release)
+			probes.Wait()
+			require.True(t, call(t, b, s))
+		})
+	})
+	for name, row := range map[string]struct {
+		deadline time.Duration
+		took     time.Duration
+	}{"to its deadline": {2 * time.Second, 2 * time.Second}, "for 5 s without one": {0, 5 * time.Second}} {
+		t.Run("a probe outlives its client, "+name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := new(script)
+				b := open(t, s)
+				var ended error
+				s.hold = func(ctx context.Context) { <-ctx.Done(); ended = ctx.Err() }
+				ctx, hangUp := context.WithCancel(context.Background())
+				if row.deadline != 0 {
+					var cancel context.CancelFunc
+					ctx, cancel = context.WithTimeout(ctx, row.deadline)
+					defer cancel()
+				}
+				hangUp()
+				start := time.Now()
+				b.Verify(ctx, alicaptcha.Request{Param: "p"})
+				require.Equal(t, row.took, time.Since(start))
+				require.Equal(t, context.DeadlineExceeded, ended)
+			})
+		})
+	}
+	t.Run("closed, a call ends with its client", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := &script{err: errGone, hold: func(ctx context.Context) { <-ctx.Done() }}
+			b := newBreaker(t, s, alicaptcha.BreakerConfig{})
+			ctx, hangUp := context.WithCancel(context.Background())
+			time.AfterFunc(time.Second, hangUp)
+			start := time.Now()
+			b.Verify(ctx, alicaptcha.Request{Param: "p"})
+			require.Equal(t, time.Second, time.Since(start))
+		})
+	})
+}
+
+func TestBreakerPassesPanicsOn(t *testing.T) {
+	t.Parallel()
+	v := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) { panic(http.ErrAbortHandler) }}
+	b := newBreaker(t, v, alicaptcha.BreakerConfig{Failures: 1})
+	require.PanicsWithValue(t, http.ErrAbortHandler, func() { b.Verify(t.Context(), alicaptcha.Request{Param: "p"}) })
+	_, err := b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+	require.ErrorIs(t, err, alicaptcha.ErrBreakerOpen, "and counts them")
+}
+
+func TestBreakerConfig(t *testing.T) {
+	t.Parallel()
+	_, err := alicaptcha.Breaker(nil, alicaptcha.BreakerConfig{Failures: -1, OpenFor: -1, Probes: -1})
+	require.Len(t, err.(interface{ Unwrap() []error }).Unwrap(), 4, "%v", err)
+	_, err = alicaptcha.Breaker((*alicaptcha.Client)(nil), alicaptcha.BreakerConfig{})
+	require.ErrorContains(t, err, "nil")
+
+	log := quietDefault(t)
+	b, err := alicaptcha.Breaker(answering(alicaptcha.Result{}, errTimeout), alicaptcha.BreakerConfig{Failures: 1})
+	require.NoError(t, err)
+	b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+	require.Contains(t, log.String(), "captcha.breaker=open")
+}
+
+// Behind a gate a request's own deadline is neutral: a client cannot open the breaker.
+func TestBreakerIsNotMovedByClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
+			<-ctx.Done()
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return alicaptcha.Result{}, errGone
+			}
+			return alicaptcha.Result{}, errTimeout
+		}}
+		m, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: newBreaker(t, v, alicaptcha.BreakerConfig{Failures: 1}), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+		})
+		require.NoError(t, err)
+		for range 3 {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			require.Equal(t, alicaptcha.Overloaded, m.Check(loginRequest().WithContext(ctx)).Code)
+			cancel()
+			ctx, cancel = context.WithCancel(context.Background())
+			time.AfterFunc(time.Second, cancel)
+			require.Equal(t, alicaptcha.ClientCanceled, m.Check(loginRequest().WithContext(ctx)).Code)
+		}
+		require.Equal(t, alicaptcha.ServiceTimeout, m.Check(loginRequest()).Code)
+		o := m.Check(loginRequest())
+		require.Equal(t, alicaptcha.ServiceUnavailable, o.Code)
+		require.ErrorIs(t, o.Err, alicaptcha.ErrBreakerOpen, "only the service opens it")
+	})
+}
