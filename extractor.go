@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"maps"
+	"math"
 	"mime"
 	"mime/multipart"
 	"net/http"
@@ -52,7 +54,7 @@ func FromHeader(name string) Extractor {
 
 // notInToken reports a rune that stands in no token of RFC 9110, section 5.6.2.
 func notInToken(r rune) bool {
-	return notInHost(r) && !strings.ContainsRune("!#$%&'*+_`|~", r) || r == ':'
+	return notInHost(r) && !strings.ContainsRune("!#$%&'*+^_`|~", r) || r == ':'
 }
 
 // FromForm finds the param in a body of type application/x-www-form-urlencoded
@@ -378,33 +380,44 @@ func findJSON(dec *jsontext.Decoder, paths []path, level int) (string, error) {
 // extract returns what the first of extractors finds that finds something. It
 // leaves r as if nobody had read it, whatever they do: r.Body has every byte,
 // and no form is parsed that was not before.
-func extract(r *http.Request, extractors []Extractor, limit int) (param string, err error) {
-	form, postForm, multipartForm := r.Form, r.PostForm, r.MultipartForm
+func extract(r *http.Request, extractors []Extractor, limit int) (string, error) {
 	body := r.Body
-	var rec *recording
-	if body != nil && body != http.NoBody {
-		rec = &recording{src: body, limit: limit, size: r.ContentLength}
-		body = rec
+	if body == nil || body == http.NoBody {
+		return extractAny(r, extractors)
 	}
+	rec := &recording{src: body, limit: min(limit, math.MaxInt-1), size: r.ContentLength}
+	r.Body = rec
+	param, err := extractAny(r, extractors)
+	r.Body = rec.replay()
+	if param == "" && rec.tooLarge != nil {
+		err = rec.tooLarge // a parser may have made another error of it, or an end
+	}
+	return param, err
+}
+
+func extractAny(r *http.Request, extractors []Extractor) (param string, err error) {
 	for _, extractor := range extractors {
-		r.Body = body
-		param, err = extractor(r)
-		if rec != nil {
-			rec.pos = 0
-		}
-		if parsed := r.MultipartForm; parsed != nil && parsed != multipartForm {
-			parsed.RemoveAll() // its temporary files would outlive the request
-		}
-		r.Form, r.PostForm, r.MultipartForm = form, postForm, multipartForm
-		if param != "" || err != nil {
+		if param, err = extractOne(r, extractor); param != "" || err != nil {
 			break
 		}
 	}
-	r.Body = body
-	if rec != nil {
-		r.Body = rec.replay()
-	}
 	return param, err
+}
+
+func extractOne(r *http.Request, extractor Extractor) (string, error) {
+	body, form, postForm, multipartForm := r.Body, r.Form, r.PostForm, r.MultipartForm
+	// Parsing a multipart form would add to what is there.
+	r.Form, r.PostForm = maps.Clone(form), maps.Clone(postForm)
+	defer func() {
+		if parsed := r.MultipartForm; parsed != nil && parsed != multipartForm {
+			parsed.RemoveAll() // its temporary files would outlive the request
+		}
+		r.Body, r.Form, r.PostForm, r.MultipartForm = body, form, postForm, multipartForm
+		if rec, ok := body.(*recording); ok && !rec.replaying {
+			rec.pos = 0
+		}
+	}()
+	return extractor(r)
 }
 
 // A recording is a body that is read twice: by extractors, who get limit bytes
@@ -418,6 +431,7 @@ type recording struct {
 	buf       []byte // what was read of src while recording, one byte over limit at most
 	pos       int    // in buf, of the next byte to give
 	err       error  // by which src ended while recording
+	tooLarge  *http.MaxBytesError
 	replaying bool
 	closed    atomic.Bool // a handler may close while it reads, as http.Transport does
 }
@@ -452,7 +466,8 @@ func (b *recording) Read(p []byte) (int, error) {
 		return n, nil
 	}
 	if end < len(b.buf) {
-		return 0, &http.MaxBytesError{Limit: int64(b.limit)}
+		b.tooLarge = &http.MaxBytesError{Limit: int64(b.limit)}
+		return 0, b.tooLarge
 	}
 	return 0, b.err
 }
@@ -472,6 +487,7 @@ func (b *recording) record() {
 	n, err := b.src.Read(free)
 	b.buf = b.buf[:len(b.buf)+n]
 	b.err = err
+	b.tooLarge, _ = errors.AsType[*http.MaxBytesError](err) // an outer http.MaxBytesReader's
 }
 
 // Close closes the body for the handler. An extractor that closes it, as a

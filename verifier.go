@@ -49,8 +49,8 @@ type VerifierFunc func(context.Context, Request) (Result, error)
 // Verify calls f.
 func (f VerifierFunc) Verify(ctx context.Context, req Request) (Result, error) { return f(ctx, req) }
 
-// A Request is what a [Verifier] is asked. It redacts Param where fmt or slog
-// print it.
+// A Request is what a [Verifier] is asked. It redacts Param where fmt, slog or
+// encoding/json print it.
 type Request struct {
 	Param   string // the CaptchaVerifyParam, byte for byte as the client sent it
 	SceneID string // the scene that Param must be of; empty for any of the account
@@ -65,6 +65,10 @@ func (r Request) Format(f fmt.State, _ rune) {
 func (r Request) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("param_bytes", len(r.Param)), slog.String("scene", r.SceneID))
 }
+
+// MarshalJSON returns r without its Param: slog's JSON handler asks for it where
+// r is a part of something else.
+func (r Request) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(r)) }
 
 // A Result is the service's verdict. The zero Result is a rejection.
 type Result struct {
@@ -162,8 +166,8 @@ var endpoints = map[Region]string{
 	International: "captcha.ap-southeast-1.aliyuncs.com",
 }
 
-// ClientConfig configures [NewClient]. It redacts the keys where fmt or slog
-// print it.
+// ClientConfig configures [NewClient]. It redacts the keys where fmt, slog or
+// encoding/json print it.
 type ClientConfig struct {
 	// Region picks the endpoint. It is required unless Endpoint is set.
 	Region Region
@@ -201,6 +205,9 @@ func (c ClientConfig) Format(f fmt.State, _ rune) {
 func (c ClientConfig) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("region", string(c.Region)), slog.String("endpoint", c.shownEndpoint()))
 }
+
+// MarshalJSON returns c without its keys.
+func (c ClientConfig) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(c)) }
 
 // shownEndpoint hides an Endpoint that may hold a password.
 func (c ClientConfig) shownEndpoint() string {
@@ -255,11 +262,6 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	transport := cfg.Transport
 	if transport == nil {
 		transport = newTransport()
-		// The error would come with each call, and has the proxy's password in its text.
-		probe := &http.Request{URL: &url.URL{Scheme: protocol, Host: host}}
-		if _, err := http.ProxyFromEnvironment(probe); err != nil {
-			fault("Transport: the environment's %s_PROXY cannot be parsed", strings.ToUpper(protocol))
-		}
 	} else if isNil(transport) {
 		fault("Transport is a nil %T", transport)
 	}
@@ -343,7 +345,10 @@ func newTransport() *http.Transport {
 // Verify asks the service for its verdict, by VerifyIntelligentCaptcha. It takes
 // until the deadline of ctx at most, or 5 s where ctx has none. Every error is
 // an [*Error]: ClientCanceled if ctx was cancelled, ServiceTimeout if its
-// deadline passed. Nothing is ever sent twice.
+// deadline passed.
+//
+// Nothing is sent twice, with one exception: what an HTTP/2 server says that it
+// has not processed, by a GOAWAY or by resetting the stream, net/http sends again.
 func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	switch {
 	case c == nil || c.keys == nil:
@@ -439,13 +444,19 @@ func (c connection) exchange(req *http.Request) (Result, *Error) {
 		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{text: "the Transport returned neither an answer nor an error"}}
 	}
 	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return readAnswer(resp.StatusCode, nil) // its body is the connection, which no deadline ends
+	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
-	if err != nil {
+	// A refusal is one by its status alone: a gateway that cuts off what it
+	// finds too large must not look like an outage.
+	refused := resp.StatusCode >= 400 && resp.StatusCode <= 499
+	if err != nil && !refused {
 		e := callError(req.Context(), err)
 		e.Status = resp.StatusCode
 		return Result{}, e
 	}
-	if len(body) > maxAnswerBytes {
+	if err != nil || len(body) > maxAnswerBytes {
 		body = nil
 	}
 	return readAnswer(resp.StatusCode, body)
@@ -453,9 +464,6 @@ func (c connection) exchange(req *http.Request) (Result, *Error) {
 
 // callError returns the Error for a call that got no answer.
 func callError(ctx context.Context, err error) *Error {
-	if e, ok := errors.AsType[*Error](err); ok {
-		return e
-	}
 	if cause := ctx.Err(); cause != nil {
 		code := ServiceTimeout
 		if errors.Is(cause, context.Canceled) {
@@ -470,14 +478,12 @@ func callError(ctx context.Context, err error) *Error {
 	// Only these texts are known to hold nothing but addresses and the fault.
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
 		e.Err = safeError{dns.Error(), err}
-	} else if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-		e.Err = safeError{op.Error(), err}
+	} else if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "dial" || op.Op == "remote error" || op.Op == "local error") {
+		e.Err = safeError{op.Error(), err} // the last two are TLS alerts
 	} else if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		e.Err = safeError{cert.Error(), err}
 	} else if host, ok := errors.AsType[x509.HostnameError](err); ok {
 		e.Err = safeError{host.Error(), err}
-	} else if alert, ok := errors.AsType[tls.AlertError](err); ok {
-		e.Err = safeError{alert.Error(), err}
 	} else if record, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		e.Err = safeError{record.Msg, err}
 	}
@@ -706,7 +712,7 @@ func newKeyring(cfg ClientConfig, fault func(format string, args ...any)) *keyri
 		if f.value == "" && f.name != "SecurityToken" {
 			fault("%s is missing", where)
 		}
-		if strings.ContainsFunc(f.value, func(r rune) bool { return r <= ' ' || r > '~' }) {
+		if strings.ContainsFunc(f.value, notInKey) {
 			fault("%s has white space or other characters that no key has", where)
 		}
 	}
@@ -735,8 +741,20 @@ func askFor(source credentials.Credential) (key accessKey, err error) {
 	if model == nil || dara.StringValue(model.AccessKeyId) == "" || dara.StringValue(model.AccessKeySecret) == "" {
 		return accessKey{}, &Error{Code: Misconfigured, Err: safeError{text: "the Credential has no AccessKey pair"}}
 	}
+	if kind := dara.StringValue(model.Type); kind == "bearer" || kind == "id_token" {
+		return accessKey{}, &Error{Code: Misconfigured, Err: safeError{text: "the Credential is of a type that signs nothing"}}
+	}
+	for _, value := range []*string{model.AccessKeyId, model.AccessKeySecret, model.SecurityToken} {
+		if strings.ContainsFunc(dara.StringValue(value), notInKey) {
+			return accessKey{}, &Error{Code: Misconfigured, Err: safeError{text: "the Credential's keys have white space or other characters that no key has"}}
+		}
+	}
 	return accessKey{model: *model}, nil
 }
+
+// notInKey reports a rune that stands in no key; most often it is the newline
+// at the end of a file.
+func notInKey(r rune) bool { return r <= ' ' || r > '~' }
 
 // get returns the keys to sign a call with. It waits for a slow source only
 // where the keys at hand may have ended, and never past ctx.
@@ -770,13 +788,18 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 
 // renew asks the source once.
 func (k *keyring) renew() {
+	answered := false
+	var key accessKey
+	defer func() { // also if the source ends the goroutine
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.failed = !answered
+		if answered {
+			k.key, k.got = key, time.Now()
+		}
+		close(k.asking)
+		k.asking = nil
+	}()
 	key, err := askFor(k.source)
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.failed = err != nil
-	if err == nil {
-		k.key, k.got = key, time.Now()
-	}
-	close(k.asking)
-	k.asking = nil
+	answered = err == nil
 }

@@ -1,0 +1,349 @@
+package alicaptcha_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"mime"
+	"mime/multipart"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha"
+)
+
+// An extPieces delivers data in pieces of the sizes given, over and over. A
+// size of 0 is a Read that gives nothing, an odd last size gives io.EOF along
+// with the last piece.
+type extPieces struct {
+	data  []byte
+	sizes []byte
+	next  int
+}
+
+func (p *extPieces) Read(buf []byte) (int, error) {
+	size := len(buf)
+	early := false
+	if len(p.sizes) > 0 {
+		size = int(p.sizes[p.next%len(p.sizes)])
+		if size == 0 && p.next%2 == 1 {
+			size = 1 // not too many of them in a row
+		}
+		p.next++
+		early = p.sizes[len(p.sizes)-1]%2 == 1
+	}
+	if len(p.data) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(buf[:min(size, len(buf))], p.data)
+	p.data = p.data[n:]
+	if early && len(p.data) == 0 {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// An extProbe finds out what an Extractor makes of a body.
+type extProbe struct {
+	gate, narrow *alicaptcha.Middleware // narrow has a limit of 100 bytes
+}
+
+type extProbeKey struct{}
+
+func extNewProbe(tb testing.TB, extractor alicaptcha.Extractor) extProbe {
+	config := alicaptcha.Config{
+		Verifier: alicaptcha.VerifierFunc(func(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
+			*ctx.Value(extProbeKey{}).(*string) = req.Param
+			return alicaptcha.Result{Passed: true, Code: alicaptcha.T001}, nil
+		}),
+		SceneID:       "scene",
+		Extractors:    []alicaptcha.Extractor{extractor},
+		Logger:        slog.New(slog.DiscardHandler),
+		MaxBodyBytes:  1 << 20,
+		MaxParamBytes: 1 << 20,
+	}
+	gate, err := alicaptcha.New(config)
+	require.NoError(tb, err)
+	config.MaxBodyBytes = 100
+	narrow, err := alicaptcha.New(config)
+	require.NoError(tb, err)
+	return extProbe{gate, narrow}
+}
+
+// An extFound is what came of a body: the param, or the Code instead.
+type extFound struct {
+	code  alicaptcha.Code
+	param string
+}
+
+// run checks what holds for every body, and returns what was found in this one.
+func (p extProbe) run(t *testing.T, contentType string, body, pieces []byte) extFound {
+	check := func(gate *alicaptcha.Middleware, src io.Reader) extFound {
+		var found extFound
+		r := httptest.NewRequestWithContext(context.WithValue(t.Context(), extProbeKey{}, &found.param), "POST", "/", src)
+		r.Header.Set("Content-Type", contentType)
+		o := gate.Check(r)
+		found.code = o.Code
+		switch o.Code {
+		case alicaptcha.T001:
+			require.NotEmpty(t, found.param)
+			require.True(t, utf8.ValidString(found.param), "%q", found.param)
+		case alicaptcha.ParamMissing, alicaptcha.ParamMalformed, alicaptcha.ParamTooLarge:
+			require.Empty(t, found.param, "the Verifier was asked")
+		default:
+			t.Fatalf("code %s", o.Code)
+		}
+		got, err := io.ReadAll(r.Body)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(body, got), "the body is another: %q, not %q", got, body)
+		return found
+	}
+
+	found := check(p.gate, bytes.NewReader(body))
+	require.NotEqual(t, alicaptcha.ParamTooLarge, found.code)
+	require.Equal(t, found, check(p.gate, &extPieces{data: body, sizes: pieces}), "it depends on how the body arrives")
+
+	narrow := check(p.narrow, &extPieces{data: body, sizes: pieces})
+	if len(body) <= 100 {
+		require.Equal(t, found, narrow, "it depends on a limit that the body is within")
+	} else if narrow.code != alicaptcha.ParamTooLarge {
+		require.Equal(t, found, narrow, "it depends on the limit")
+	}
+	return found
+}
+
+// extText returns what is found where the field has this value.
+func extText(value string) extFound {
+	switch {
+	case value == "":
+		return extFound{code: alicaptcha.ParamMissing}
+	case !utf8.ValidString(value):
+		return extFound{code: alicaptcha.ParamMalformed}
+	}
+	return extFound{alicaptcha.T001, value}
+}
+
+func FuzzFromJSON(f *testing.F) {
+	for _, seed := range []string{
+		`{"captchaVerifyParam":"x"}`,
+		`{"a":{"captchaVerifyParam":"no"},"CaptchaVerifyParam":"\u0041\n\ud83d\ude00"}`,
+		`{"captcha\u0056erifyParam":"","CaptchaVerifyParam":"é"} `,
+		`{"captchaVerifyParam":null}`,
+		`{"CAPTCHAVERIFYPARAM":"no"}`,
+		`{"n":[{"x/y":"pointed","n":1e400}],"captchaVerifyParam":"x"}`,
+		`{"n":[[],{"x/y":"no"}],"~":{"":"pointed"}}`,
+		`{"n":{"0":{"x\/y":"pointed"}}}`,
+		`{"~":null,"captchaVerifyParam":["x"]}`,
+		`{"captchaVerifyParam":"x","captchaVerifyParam":"y"}`,
+		`{"captchaVerifyParam":"x"]]]`,
+		`{"captchaVerifyParam":"\ud800"}`,
+		"{\"captchaVerifyParam\":\"\xff\"}",
+		"\ufeff{}",
+		`[{"captchaVerifyParam":"x"}]`,
+		`"captchaVerifyParam"`,
+		` `,
+		``,
+		`{"a":[1,-0.5e-7,true,false,null,"\\\"",{}],"b":"` + strings.Repeat("long ", 30) + `","captchaVerifyParam":"x"}`,
+		strings.Repeat("[", 20_000),
+		`{"a":` + strings.Repeat("[", 9_999) + strings.Repeat("]", 9_999) + `,"captchaVerifyParam":"x"}`,
+	} {
+		f.Add([]byte(seed), []byte(nil))
+		f.Add([]byte(seed), []byte{1})
+		f.Add([]byte(seed), []byte{0, 3, 200, 7})
+	}
+
+	fields := []string{"captchaVerifyParam", "CaptchaVerifyParam", "/n/0/x~1y", "/~0/"}
+	probe := extNewProbe(f, alicaptcha.FromJSON(fields...))
+	f.Fuzz(func(t *testing.T, body, pieces []byte) {
+		found := probe.run(t, extJSON, body, pieces)
+		if want, ok := extJSONOracle(body, fields); ok {
+			require.Equal(t, want, found)
+		}
+	})
+}
+
+var (
+	extSurrogatePair = regexp.MustCompile(`\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}`)
+	extSurrogate     = regexp.MustCompile(`\\u[dD][89a-fA-F]`)
+	errExtAmbiguous  = errors.New("two members of one name")
+)
+
+// extJSONOracle returns what encoding/json finds, where it is in no doubt:
+// in valid JSON and UTF-8 without repeated names. No field may lead through
+// another one.
+func extJSONOracle(body []byte, fields []string) (extFound, bool) {
+	if len(bytes.Trim(body, " \r\n\t")) == 0 {
+		return extFound{code: alicaptcha.ParamMissing}, true
+	}
+	if !utf8.Valid(body) || !json.Valid(body) || extSurrogate.Match(extSurrogatePair.ReplaceAll(body, nil)) {
+		return extFound{}, false
+	}
+	if first := bytes.TrimLeft(body, " \r\n\t")[0]; first != '{' && first != '[' {
+		return extFound{code: alicaptcha.ParamMalformed}, true
+	}
+
+	var pointers []string
+	for _, field := range fields {
+		if !strings.HasPrefix(field, "/") {
+			field = "/" + field
+		}
+		pointers = append(pointers, field)
+	}
+	found := extFound{code: alicaptcha.ParamMissing}
+	dec := json.NewDecoder(bytes.NewReader(body))
+	dec.UseNumber()
+	err := extWalk(dec, "", func(pointer string, value json.Token) {
+		if found.code != alicaptcha.ParamMissing || !slices.Contains(pointers, pointer) {
+			return
+		}
+		text, ok := value.(string)
+		if found = extText(text); !ok {
+			found = extFound{code: alicaptcha.ParamMalformed}
+		}
+	})
+	return found, err == nil
+}
+
+// extWalk calls visit for each value of dec, with the JSON Pointer to it.
+func extWalk(dec *json.Decoder, pointer string, visit func(pointer string, value json.Token)) error {
+	value, err := dec.Token()
+	if err != nil {
+		return err
+	}
+	visit(pointer, value)
+	open, ok := value.(json.Delim)
+	if !ok {
+		return nil
+	}
+	names := make(map[string]bool)
+	for index := 0; dec.More(); index++ {
+		name := strconv.Itoa(index)
+		if open == '{' {
+			token, err := dec.Token()
+			if err != nil {
+				return err
+			}
+			name = token.(string)
+			if names[name] {
+				return errExtAmbiguous
+			}
+			names[name] = true
+		}
+		escaped := strings.NewReplacer("~", "~0", "/", "~1").Replace(name)
+		if err := extWalk(dec, pointer+"/"+escaped, visit); err != nil {
+			return err
+		}
+	}
+	_, err = dec.Token()
+	return err
+}
+
+func FuzzFromURLEncoded(f *testing.F) {
+	for _, seed := range []string{
+		"f=x", "a=1&f=x&b=2", "f=&f=x&f=no", "f&f=x", "g=x&f=no", "%66=x", "%67+=x", "f=a+b%2Bc%26", "f=%zz", "a=%zz&f=x", "%zz=1&f=x",
+		"f=a;b", "a;b=1&f=x", "f=a%3Bb", "f=%ff", "f=\xff", "", "&&&", "f", "=x", "f==&", "f%=x", "f=%", "f=%4",
+		strings.Repeat("&", 2000) + "f=x", "a=" + strings.Repeat("y", 1021) + "&f=x", "f=" + strings.Repeat("v", 5000) + "&a",
+	} {
+		f.Add([]byte(seed), []byte(nil))
+		f.Add([]byte(seed), []byte{1})
+		f.Add([]byte(seed), []byte{0, 3, 200, 7})
+	}
+
+	one := extNewProbe(f, alicaptcha.FromForm("f"))
+	two := extNewProbe(f, alicaptcha.FromForm("f", "g "))
+	f.Fuzz(func(t *testing.T, body, pieces []byte) {
+		found := one.run(t, extForm, body, pieces)
+		if values, err := url.ParseQuery(string(body)); err == nil {
+			want := extFound{code: alicaptcha.ParamMissing}
+			for _, value := range slices.Backward(values["f"]) {
+				if value != "" {
+					want = extText(value)
+				}
+			}
+			require.Equal(t, want, found)
+		}
+
+		// A pair that url.ParseQuery refuses is an error where it is the
+		// field's, and of no interest where it is not.
+		want := extFound{code: alicaptcha.ParamMissing}
+		for pair := range strings.SplitSeq(string(body), "&") {
+			name, value, _ := strings.Cut(pair, "=")
+			name, err := url.QueryUnescape(name)
+			if err != nil || name != "f" && name != "g " || value == "" {
+				continue
+			}
+			values, err := url.ParseQuery(pair)
+			if want = extText(values.Get(name)); err != nil {
+				want = extFound{code: alicaptcha.ParamMalformed}
+			}
+			break
+		}
+		require.Equal(t, want, two.run(t, extForm, body, pieces))
+	})
+}
+
+func FuzzFromMultipart(f *testing.F) {
+	field := extPart(`name="f"`, "x")
+	for _, seed := range []string{
+		field + extEnd,
+		extPart(`name="a"`, "1") + field + extEnd,
+		extPart(`name="f"`, "") + field + extEnd,
+		extPart(`name="f"; filename="a"`, "no") + field + extEnd,
+		extPart("name=\"f\"\nContent-Transfer-Encoding: quoted-printable", "a=3Db") + extEnd,
+		extPart("name=\"f\"\nContent-Transfer-Encoding: quoted-printable", "a\x01=") + extEnd,
+		extPart(`name="f"`, "\xff") + extEnd,
+		extPart(`name="f"`, strings.Repeat("\r\n--", 1500)) + extEnd,
+		extPart(`name="a"`, strings.Repeat("y", 5000)) + field + extEnd,
+		extPart(`name*=utf-8''f`, "x") + extEnd,
+		field,
+		field + "--b\r\n",
+		field[:30],
+		extEnd,
+		"before\r\n" + field + extEnd + "after",
+		"--b\nContent-Disposition: form-data; name=\"f\"\n\nx\n--b--\n",
+		"--b\r\nContent-Disposition: form-data;\r\n name=f\r\n\r\nx\r\n--b--",
+		"--b\r\nno header\r\n\r\nx\r\n--b--",
+		"",
+	} {
+		f.Add("b", []byte(seed), []byte(nil))
+		f.Add("b", []byte(seed), []byte{1})
+		f.Add("b", []byte(seed), []byte{0, 3, 200, 7})
+	}
+	f.Add("", []byte(field), []byte(nil))
+	f.Add("a b?", []byte(strings.ReplaceAll(field+extEnd, "--b", "--a b?")), []byte(nil))
+
+	probe := extNewProbe(f, alicaptcha.FromForm("f"))
+	f.Fuzz(func(t *testing.T, boundary string, body, pieces []byte) {
+		contentType := mime.FormatMediaType("multipart/form-data", map[string]string{"boundary": boundary})
+		if _, params, err := mime.ParseMediaType(contentType); err != nil || params["boundary"] != boundary {
+			t.Skip("no way to write this boundary")
+		}
+		found := probe.run(t, contentType, body, pieces)
+		if boundary == "" {
+			require.Equal(t, extFound{code: alicaptcha.ParamMalformed}, found)
+			return
+		}
+		form, err := multipart.NewReader(bytes.NewReader(body), boundary).ReadForm(1 << 24)
+		if err != nil {
+			return
+		}
+		want := extFound{code: alicaptcha.ParamMissing}
+		for _, value := range slices.Backward(form.Value["f"]) {
+			if value != "" {
+				want = extText(value)
+			}
+		}
+		require.Equal(t, want, found)
+	})
+}
