@@ -3,9 +3,11 @@ package alicaptchatest
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -89,7 +91,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	t.Run("number of calls", func(t *testing.T) {
 		s := NewSimulator(Config{})
 		for i := range maxCalls + 5 {
-			s.record(Call{Status: i})
+			s.record(&Call{Status: i})
 		}
 		calls := s.Calls()
 		require.Len(t, calls, maxCalls)
@@ -100,7 +102,7 @@ func TestMemoryIsBounded(t *testing.T) {
 		s := NewSimulator(Config{})
 		param := strings.Repeat("p", 1<<20)
 		for i := range 70 {
-			s.record(Call{Status: i, Param: param, Header: http.Header{"X": {"y", "z"}}})
+			s.record(&Call{Status: i, Param: param, Header: http.Header{"X": {"y", "z"}}})
 		}
 		calls := s.Calls()
 		require.Len(t, calls, 63)
@@ -128,5 +130,50 @@ func TestMemoryIsBounded(t *testing.T) {
 			s.clock()
 			require.Empty(t, s.minted)
 		})
+	})
+}
+
+// pipes is a listener whose connections are pipes with something to read.
+type pipes struct{ net.Listener }
+
+func (pipes) Accept() (net.Conn, error) {
+	client, server := net.Pipe()
+	go client.Write([]byte("hello"))
+	return server, nil
+}
+
+func TestSlowListener(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		s := NewSimulator(Config{})
+		began := time.Now()
+		read := func(conn net.Conn) {
+			_, err := conn.Read(make([]byte, 1))
+			require.NoError(t, err)
+		}
+		accept := func() net.Conn {
+			conn, err := slowListener{pipes{}, s}.Accept()
+			require.NoError(t, err)
+			t.Cleanup(func() { conn.Close() })
+			return conn
+		}
+		read(accept())
+		require.Zero(t, time.Since(began))
+
+		require.NoError(t, s.SetFaults(Faults{TLSDelay: time.Minute}))
+		conn := accept()
+		read(conn)
+		read(conn)
+		require.Equal(t, time.Minute, time.Since(began), "before the first byte only")
+
+		for _, end := range []func(){func() { require.NoError(t, s.SetFaults(Faults{TLSDelay: time.Hour})) }, s.stop} {
+			conn := accept()
+			var wg sync.WaitGroup
+			wg.Go(func() { read(conn) })
+			synctest.Wait()
+			end()
+			wg.Wait()
+			require.Equal(t, time.Minute, time.Since(began), "until the faults end")
+		}
 	})
 }

@@ -40,6 +40,7 @@ func start(tb testing.TB, cfg Config, secure bool) *Server {
 	srv := httptest.NewUnstartedServer(sim)
 	transport := &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: 10 * time.Second}
 	if secure {
+		srv.Listener = slowListener{srv.Listener, sim}
 		srv.EnableHTTP2 = true
 		srv.StartTLS()
 		roots := x509.NewCertPool()
@@ -51,6 +52,7 @@ func start(tb testing.TB, cfg Config, secure bool) *Server {
 	}
 	tb.Cleanup(func() {
 		transport.CloseIdleConnections()
+		sim.stop() // Close waits for every call, also for one that hangs
 		srv.Close()
 	})
 	return &Server{Simulator: sim, URL: srv.URL, tb: tb, transport: transport}

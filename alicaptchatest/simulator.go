@@ -6,12 +6,15 @@
 //   - [AssertProtected] proves that routes are behind it.
 //   - [Simulator] is the service itself, true on the wire: it checks the
 //     signature of each call, takes a param once and lets it expire. [Start]
-//     and [StartTLS] serve one for the length of a test.
+//     and [StartTLS] serve one for the length of a test. [Faults] put it
+//     through an outage.
 //
 // A Simulator hands params to whoever asks: it must not guard anything real.
 package alicaptchatest
 
 import (
+	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
@@ -23,6 +26,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -69,22 +73,30 @@ type Config struct {
 //     the service's gateway.
 //   - POST /issue stands for the browser: it takes an [Issue] in JSON and
 //     answers {"captchaVerifyParam":"…"}, or 400 and {"error":"…"}.
+//   - POST /faults is SetFaults: it takes [Faults] in JSON, or an empty body
+//     for none, and answers those then in force, or 400 and {"error":"…"}.
+//     GET /faults shows them. But for TLSDelay they affect POST / only.
 //
 // Where the service's verdict depends on what nobody can see, a param passes
 // if it was issued to pass. What can be seen is judged: the form of the param,
 // its scene, its age, whether a byte of it was changed, whether it was used.
 //
 // It is safe for concurrent use. Its memory is bounded by the calls and params
-// of the last hour.
+// of the last hour. A server that waits for its calls when it stops may wait
+// for ever for one that a fault holds up, unless SetFaults(Faults{}) comes
+// first; [Server] sees to that itself.
 type Simulator struct {
-	cfg Config // complete, never written to
+	cfg  Config          // complete, never written to
+	life context.Context // done when no fault may hold up a call any more
+	stop context.CancelFunc
 
 	mu        sync.Mutex
+	outage    *outage
 	offset    time.Duration
 	swept     time.Time
 	nonces    map[string]time.Time // until when each is remembered
 	minted    map[string]*record   // by certifyId
-	calls     []Call               // the last ones
+	calls     []*Call              // the last ones
 	callBytes int
 	count     int
 }
@@ -112,7 +124,10 @@ func NewSimulator(cfg Config) *Simulator {
 	}
 	cfg.Scenes = slices.Clone(cfg.Scenes)
 	cfg.ForeignScenes = slices.Clone(cfg.ForeignScenes)
-	return &Simulator{cfg: cfg, nonces: map[string]time.Time{}, minted: map[string]*record{}}
+	s := &Simulator{cfg: cfg, nonces: map[string]time.Time{}, minted: map[string]*record{}}
+	s.life, s.stop = context.WithCancel(context.Background())
+	s.outage = newOutage(s.life, Faults{})
+	return s
 }
 
 // A Call is one call to POST / as the Simulator saw it, whether or not it was
@@ -123,9 +138,9 @@ type Call struct {
 	SceneID     string
 	HasSceneID  bool // a SceneId was sent, if only an empty one
 	Header      http.Header
-	Status      int
-	ServiceCode string          // the answer's Code, such as Success or SignatureDoesNotMatch
-	VerifyCode  alicaptcha.Code // empty without a verdict
+	Status      int             // 0 where the answer's headers were not sent, or not yet
+	ServiceCode string          // the answer's Code, such as Success or SignatureDoesNotMatch, sent or not
+	VerifyCode  alicaptcha.Code // empty without a verdict; that of a lost answer is here, too
 }
 
 // size is about what c takes of the memory for calls.
@@ -145,9 +160,10 @@ func (c *Call) size() int {
 func (s *Simulator) Calls() []Call {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	calls := slices.Clone(s.calls)
-	for i := range calls {
-		calls[i].Header = calls[i].Header.Clone()
+	calls := make([]Call, len(s.calls))
+	for i, call := range s.calls {
+		calls[i] = *call
+		calls[i].Header = call.Header.Clone()
 	}
 	return calls
 }
@@ -220,78 +236,109 @@ func (s *Simulator) Issue(i Issue) (string, error) {
 	return param, nil
 }
 
-// ServeHTTP answers POST / and POST /issue, see [Simulator].
+// ServeHTTP answers as [Simulator] says. Where faults break off an answer and
+// the connection cannot be taken over, which is so with HTTP/2 and with an
+// httptest.ResponseRecorder, it panics with [http.ErrAbortHandler].
 func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == "/issue":
 		s.serveIssue(w, r)
+	case r.URL.Path == "/faults":
+		s.serveFaults(w, r)
 	case r.URL.Path != "/":
-		writeAnswer(w, r, answer{status: 404, code: "InvalidAction.NotFound", message: "The specified path is not found."})
+		answer{status: 404, code: "InvalidAction.NotFound", message: "The specified path is not found."}.reply(r.Host).write(w)
 	case r.Method != http.MethodPost:
 		w.Header().Set("Allow", http.MethodPost)
-		writeAnswer(w, r, answer{status: 405, code: "UnsupportedHTTPMethod", message: "This http method is not supported."})
+		answer{status: 405, code: "UnsupportedHTTPMethod", message: "This http method is not supported."}.reply(r.Host).write(w)
 	default:
 		s.serveCall(w, r)
 	}
 }
 
 func (s *Simulator) serveIssue(w http.ResponseWriter, r *http.Request) {
-	refuse := func(status int, why string) {
-		writeJSON(w, status, map[string]string{"error": why})
-	}
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
-		refuse(http.StatusMethodNotAllowed, "use POST")
+		writeError(w, http.StatusMethodNotAllowed, "use POST")
 		return
 	}
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxIssueBody))
-	dec.DisallowUnknownFields()
 	var i Issue
-	err := dec.Decode(&i)
-	if err == nil {
-		if _, end := dec.Token(); end != io.EOF {
-			err = errors.New("there is something after the JSON object")
-		}
-	}
-	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		refuse(http.StatusRequestEntityTooLarge, "the body is too large")
-		return
-	}
-	if err != nil {
-		refuse(http.StatusBadRequest, "the body is not as it should be: "+err.Error())
+	if err := readJSON(w, r, maxIssueBody, &i); err != nil {
+		refuseJSON(w, err)
 		return
 	}
 	param, err := s.Issue(i)
 	if err != nil {
-		refuse(http.StatusBadRequest, err.Error())
+		writeError(w, http.StatusBadRequest, err.Error())
 		return
 	}
 	writeJSON(w, http.StatusOK, map[string]string{"captchaVerifyParam": param})
 }
 
+// readJSON reads r's body, one JSON value without unknown members. Its error is
+// io.EOF for an empty one.
+func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return err
+	}
+	if _, end := dec.Token(); end != io.EOF {
+		return errors.New("there is something after the JSON object")
+	}
+	return nil
+}
+
+// refuseJSON answers a body that readJSON had an error for.
+func refuseJSON(w http.ResponseWriter, err error) {
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		writeError(w, http.StatusRequestEntityTooLarge, "the body is too large")
+		return
+	}
+	writeError(w, http.StatusBadRequest, "the body is not as it should be: "+err.Error())
+}
+
 func (s *Simulator) serveCall(w http.ResponseWriter, r *http.Request) {
-	call := Call{Time: s.clock(), Header: r.Header.Clone()}
-	var a answer
-	if body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody)); err != nil {
-		a = answer{status: 400, code: "InvalidParameter", message: "The request body cannot be read."}
+	call := &Call{Time: s.clock(), Header: r.Header.Clone()}
+	o, latency := s.enter()
+	if o.Reset == StageRequest || o.Reset == StageMidRequest {
+		s.record(call)
+		o.resetRequest(w, r)
+		return
+	}
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		a := answer{status: 400, code: "InvalidParameter", message: "The request body cannot be read."}
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			a.status = 413
 		}
-	} else {
-		form, err := parseForm(r.Header.Get("Content-Type"), body)
-		call.Param, call.SceneID, call.HasSceneID = form.Get("CaptchaVerifyParam"), form.Get("SceneId"), form.Has("SceneId")
-		if fault := s.authenticate(r, body); fault != nil {
-			a = *fault
-		} else {
-			a = s.verify(form, err)
-		}
+		call.Status, call.ServiceCode = a.status, a.code
+		s.record(call)
+		// No faults: whether a client with more to send goes away cannot be seen.
+		a.reply(r.Host).write(w)
+		return
 	}
-	call.Status, call.ServiceCode, call.VerifyCode = a.status, a.code, a.verdict
+
+	form, err := parseForm(r.Header.Get("Content-Type"), body)
+	call.Param, call.SceneID, call.HasSceneID = form.Get("CaptchaVerifyParam"), form.Get("SceneId"), form.Has("SceneId")
+	var a answer
+	if fault := s.authenticate(r, body); fault != nil {
+		a = *fault
+	} else if fault := s.instead(o); fault != nil {
+		a = *fault
+	} else {
+		a = s.verify(form, err)
+	}
+	call.ServiceCode, call.VerifyCode = a.code, a.verdict
 	s.record(call)
-	writeAnswer(w, r, a)
+	o.deliver(w, r, a.reply(r.Host), latency, func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		call.Status = a.status
+	})
 }
 
-func (s *Simulator) record(call Call) {
+// record makes call the last one. s.mu guards it from then on.
+func (s *Simulator) record(call *Call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.count++
@@ -299,7 +346,7 @@ func (s *Simulator) record(call Call) {
 	s.callBytes += call.size()
 	for len(s.calls) > maxCalls || s.callBytes > maxCallBytes {
 		s.callBytes -= s.calls[0].size()
-		s.calls[0] = Call{} // the array behind the slice lives on for a while
+		s.calls[0] = nil // the array behind the slice lives on for a while
 		s.calls = s.calls[1:]
 	}
 }
@@ -389,43 +436,81 @@ type answer struct {
 	code, message string
 	verdict       alicaptcha.Code
 	certifyID     string
+	foreign       *reply // not the service's: sent as it is
 }
 
-func writeAnswer(w http.ResponseWriter, r *http.Request, a answer) {
+// reply returns a as the service writes it to a client that called it host.
+func (a answer) reply(host string) reply {
+	if a.foreign != nil {
+		return *a.foreign
+	}
 	requestID := newRequestID()
-	w.Header().Set("X-Acs-Request-Id", requestID)
+	var rep reply
 	if a.status != http.StatusOK {
-		writeJSON(w, a.status, struct {
+		rep = replyJSON(a.status, struct {
 			RequestID string `json:"RequestId"`
 			HostID    string `json:"HostId"`
 			Code      string
 			Message   string
-		}{requestID, r.Host, a.code, a.message})
-		return
+		}{requestID, host, a.code, a.message})
+	} else {
+		type result struct {
+			VerifyResult bool
+			VerifyCode   alicaptcha.Code
+			CertifyID    string `json:"CertifyId,omitzero"`
+		}
+		rep = replyJSON(a.status, struct {
+			RequestID string `json:"RequestId"`
+			Message   string
+			Code      string
+			Success   bool
+			Result    result
+		}{requestID, a.message, a.code, true, result{letter(a.verdict) == 'T', a.verdict, a.certifyID}})
 	}
-	type result struct {
-		VerifyResult bool
-		VerifyCode   alicaptcha.Code
-		CertifyID    string `json:"CertifyId,omitzero"`
-	}
-	writeJSON(w, a.status, struct {
-		RequestID string `json:"RequestId"`
-		Message   string
-		Code      string
-		Success   bool
-		Result    result
-	}{requestID, a.message, a.code, true, result{letter(a.verdict) == 'T', a.verdict, a.certifyID}})
+	rep.header.Set("X-Acs-Request-Id", requestID)
+	return rep
 }
 
-func writeJSON(w http.ResponseWriter, status int, v any) {
-	body, err := json.Marshal(v)
-	if err != nil {
-		panic(err) // texts and booleans only
+// A reply is an answer as it goes over the wire.
+type reply struct {
+	status int
+	header http.Header
+	body   []byte
+}
+
+func replyJSON(status int, v any) reply {
+	return reply{status, http.Header{"Content-Type": {"application/json;charset=utf-8"}, "Cache-Control": {"no-store"}}, marshal(v)}
+}
+
+func (rep reply) write(w http.ResponseWriter) {
+	rep.writeHead(w)
+	w.Write(rep.body) // a client that went away has no use for an error
+}
+
+func (rep reply) writeHead(w http.ResponseWriter) {
+	maps.Copy(w.Header(), rep.header)
+	if len(rep.body) > 0 {
+		w.Header().Set("Content-Length", strconv.Itoa(len(rep.body)))
 	}
-	w.Header().Set("Content-Type", "application/json;charset=utf-8")
-	w.Header().Set("Cache-Control", "no-store")
-	w.WriteHeader(status)
-	w.Write(body) // a client that went away has no use for an error
+	w.WriteHeader(rep.status)
+}
+
+// head returns the headers for a connection that is no longer net/http's.
+func (rep reply) head() []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "HTTP/1.1 %03d %s\r\n", rep.status, http.StatusText(rep.status))
+	rep.header.Write(&b)
+	if rep.status != http.StatusNoContent && rep.status != http.StatusNotModified {
+		fmt.Fprintf(&b, "Content-Length: %d\r\n", len(rep.body))
+	}
+	fmt.Fprintf(&b, "Date: %s\r\n\r\n", time.Now().UTC().Format(http.TimeFormat))
+	return b.Bytes()
+}
+
+func writeJSON(w http.ResponseWriter, status int, v any) { replyJSON(status, v).write(w) }
+
+func writeError(w http.ResponseWriter, status int, why string) {
+	writeJSON(w, status, map[string]string{"error": why})
 }
 
 // newRequestID returns a random UUID in capitals.

@@ -1,0 +1,506 @@
+package alicaptchatest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+const (
+	maxDelay      = time.Hour
+	maxFaultsBody = 1 << 20
+)
+
+// AccountRate is how many calls a second the service lets an account make
+// unless it is told otherwise: a value for Faults.ThrottleRate.
+const AccountRate = 1000
+
+// A Stage is a point in a call, see [Faults].
+type Stage string
+
+// The stages of a call, in their order. Before StageHeaders the param is not
+// spent; from there on it is, and a client that sends it again is told so.
+const (
+	StageRequest    Stage = "request"     // before the body is read
+	StageMidRequest Stage = "mid-request" // when half of the body is read
+	StageHeaders    Stage = "headers"     // before the answer
+	StageMidHeaders Stage = "mid-headers" // in the middle of its headers
+	StageBody       Stage = "body"        // in the middle of its body
+)
+
+// Faults are what is wrong with the service; the zero Faults are nothing. In
+// JSON, as POST /faults has it, members have the fields' names in camelCase and
+// durations are texts such as "150ms". No delay may be longer than an hour.
+//
+// Status, Throttle… and Credentials take the verdict's place for calls that are
+// well signed; where several apply, Credentials come first and Status last, and
+// the param is not spent. The verdict is taken before any Latency: a call that
+// is given up during it has spent its param. A body that is too large or breaks
+// off is answered as ever.
+type Faults struct {
+	// Latency is how much later each call is answered, if it is at all.
+	Latency time.Duration
+
+	// Jitter is up to how much more, evenly distributed.
+	Jitter time.Duration
+
+	// Steps are added to Latency: the first to that of the first call after
+	// the switch, and so on; the last one to those of all that follow.
+	Steps []time.Duration
+
+	// Hang is where each call hangs, StageHeaders, StageMidHeaders or
+	// StageBody, until the client goes away, the faults are changed (then it
+	// goes on), or the Server stops. Over HTTP/2 StageMidHeaders is
+	// StageHeaders.
+	Hang Stage
+
+	// Trickle makes the answer's body come a byte at a time, so long apart.
+	Trickle time.Duration
+
+	// Reset is where the connection is reset: StageRequest, StageMidRequest,
+	// StageHeaders or StageBody. Over HTTP/2 it is the call's stream only.
+	Reset Stage
+
+	// CloseIdle closes each connection after its answer without a word of it
+	// in the answer, as a server's idle timeout does: a client may use it for
+	// a call just then. It does nothing over HTTP/2.
+	CloseIdle bool
+
+	// Status is the answer's in place of any verdict, 200 to 999, with Body
+	// and ContentType as they are here. An empty ContentType is not sent.
+	Status      int
+	Body        string
+	ContentType string
+
+	// ThrottleShare is how many of the calls, 0 to 1, are throttled whatever
+	// their rate: answered 503 Throttling.User. (400 and 429 have been seen
+	// too; 503 is what a client may take for an outage if it does not look
+	// at the Code.)
+	ThrottleShare float64
+
+	// ThrottleRate is how many calls a second the account may make, after a
+	// burst of as many; those above are throttled. The service's own default
+	// is AccountRate. If zero, there is no limit.
+	ThrottleRate float64
+
+	// Credentials is what is wrong with the account, however well a call is
+	// signed:
+	//
+	//	"wrong"      404 InvalidAccessKeyId.NotFound
+	//	"expired"    400 InvalidSecurityToken.Expired
+	//	"forbidden"  403 Forbidden.RAMUserAccessDenied
+	//	"overdue"    403 Forbidden.AccountAccessDenied
+	Credentials string
+
+	// TLSDelay is how much later the TLS handshake of a new connection begins,
+	// whatever the connection is for, /faults included. Only StartTLS has it.
+	TLSDelay time.Duration
+
+	_ [0]func() // fields by name only
+}
+
+var credentialFaults = map[string]answer{
+	"wrong":     {status: 404, code: "InvalidAccessKeyId.NotFound", message: "Specified access key is not found."},
+	"expired":   {status: 400, code: "InvalidSecurityToken.Expired", message: "Specified SecurityToken is expired."},
+	"forbidden": {status: 403, code: "Forbidden.RAMUserAccessDenied", message: "The RAM user is not authorized to perform this operation."},
+	"overdue":   {status: 403, code: "Forbidden.AccountAccessDenied", message: "The service is not activated or the account is overdue."},
+}
+
+// check returns what no service can have.
+func (f Faults) check() error {
+	delays := append([]time.Duration{f.Latency, f.Jitter, f.Trickle, f.TLSDelay}, f.Steps...)
+	odd := func(d time.Duration) bool { return d < 0 || d > maxDelay }
+	_, known := credentialFaults[f.Credentials]
+	bodiless := f.Status == http.StatusNoContent || f.Status == http.StatusNotModified
+	switch {
+	case slices.ContainsFunc(delays, odd):
+		return fmt.Errorf("alicaptchatest: a delay of %v; it must be 0 to %v", delays[slices.IndexFunc(delays, odd)], maxDelay)
+	case !slices.Contains([]Stage{"", StageHeaders, StageMidHeaders, StageBody}, f.Hang):
+		return fmt.Errorf("alicaptchatest: the hang is %q; it must be %q, %q or %q", string(f.Hang), StageHeaders, StageMidHeaders, StageBody)
+	case !slices.Contains([]Stage{"", StageRequest, StageMidRequest, StageHeaders, StageBody}, f.Reset):
+		return fmt.Errorf("alicaptchatest: the reset is %q; it must be %q, %q, %q or %q", string(f.Reset), StageRequest, StageMidRequest, StageHeaders, StageBody)
+	case f.Status != 0 && (f.Status < 200 || f.Status > 999): // after 1xx net/http sends another
+		return fmt.Errorf("alicaptchatest: the status is %d; it must be 200 to 999", f.Status)
+	case f.Status == 0 && (f.Body != "" || f.ContentType != ""):
+		return errors.New("alicaptchatest: a body or its type without a status")
+	case bodiless && f.Body != "":
+		return fmt.Errorf("alicaptchatest: an answer of status %d has no body", f.Status)
+	case f.Status != 0 && f.Body == "" && (f.Hang == StageBody || f.Reset == StageBody):
+		return errors.New("alicaptchatest: a fault in the middle of an empty body")
+	case !(f.ThrottleShare >= 0 && f.ThrottleShare <= 1): // so that NaN is refused
+		return fmt.Errorf("alicaptchatest: the throttled share is %v; it must be 0 to 1", f.ThrottleShare)
+	case !(f.ThrottleRate >= 0) || math.IsInf(f.ThrottleRate, 0):
+		return fmt.Errorf("alicaptchatest: the rate is %v; it must be 0, for no limit, or a number above", f.ThrottleRate)
+	case f.Credentials != "" && !known:
+		return fmt.Errorf(`alicaptchatest: the credentials are %q; they must be "wrong", "expired", "forbidden" or "overdue"`, f.Credentials)
+	}
+	return nil
+}
+
+// faultsJSON is Faults in JSON.
+type faultsJSON struct {
+	Latency       jsonDuration   `json:"latency,omitzero"`
+	Jitter        jsonDuration   `json:"jitter,omitzero"`
+	Steps         []jsonDuration `json:"steps,omitempty"`
+	Hang          Stage          `json:"hang,omitzero"`
+	Trickle       jsonDuration   `json:"trickle,omitzero"`
+	Reset         Stage          `json:"reset,omitzero"`
+	CloseIdle     bool           `json:"closeIdle,omitzero"`
+	Status        int            `json:"status,omitzero"`
+	Body          string         `json:"body,omitzero"`
+	ContentType   string         `json:"contentType,omitzero"`
+	ThrottleShare float64        `json:"throttleShare,omitzero"`
+	ThrottleRate  float64        `json:"throttleRate,omitzero"`
+	Credentials   string         `json:"credentials,omitzero"`
+	TLSDelay      jsonDuration   `json:"tlsDelay,omitzero"`
+}
+
+type jsonDuration time.Duration
+
+func (d jsonDuration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+func (d *jsonDuration) UnmarshalText(text []byte) error {
+	parsed, err := time.ParseDuration(string(text))
+	*d = jsonDuration(parsed)
+	return err
+}
+
+// MarshalJSON returns f as POST /faults takes it.
+func (f Faults) MarshalJSON() ([]byte, error) {
+	var steps []jsonDuration
+	for _, step := range f.Steps {
+		steps = append(steps, jsonDuration(step))
+	}
+	return json.Marshal(faultsJSON{
+		jsonDuration(f.Latency), jsonDuration(f.Jitter), steps, f.Hang, jsonDuration(f.Trickle), f.Reset, f.CloseIdle,
+		f.Status, f.Body, f.ContentType, f.ThrottleShare, f.ThrottleRate, f.Credentials, jsonDuration(f.TLSDelay),
+	})
+}
+
+// UnmarshalJSON sets f to the JSON object in text. It returns an error for a
+// member that Faults do not have, and for null.
+func (f *Faults) UnmarshalJSON(text []byte) error {
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	var in *faultsJSON
+	if err := dec.Decode(&in); err != nil {
+		return err
+	}
+	if in == nil {
+		return errors.New("null is no object")
+	}
+	*f = Faults{
+		Latency: time.Duration(in.Latency), Jitter: time.Duration(in.Jitter), Hang: in.Hang, Trickle: time.Duration(in.Trickle),
+		Reset: in.Reset, CloseIdle: in.CloseIdle, Status: in.Status, Body: in.Body, ContentType: in.ContentType,
+		ThrottleShare: in.ThrottleShare, ThrottleRate: in.ThrottleRate, Credentials: in.Credentials, TLSDelay: time.Duration(in.TLSDelay),
+	}
+	for _, step := range in.Steps {
+		f.Steps = append(f.Steps, time.Duration(step))
+	}
+	return nil
+}
+
+// SetFaults puts f in the place of all faults so far, or returns an error where
+// its fields do not allow it. What hangs or waits goes on at once, without
+// faults; throttling begins anew, with the whole burst.
+func (s *Simulator) SetFaults(f Faults) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	f.Steps = slices.Clone(f.Steps)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.outage.end()
+	s.outage = newOutage(s.life, f)
+	return nil
+}
+
+// Faults returns the faults in force.
+func (s *Simulator) Faults() Faults {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f := s.outage.Faults
+	f.Steps = slices.Clone(f.Steps)
+	return f
+}
+
+func (s *Simulator) serveFaults(w http.ResponseWriter, r *http.Request) {
+	switch r.Method {
+	case http.MethodGet, http.MethodHead:
+	case http.MethodPost:
+		var f Faults
+		err := readJSON(w, r, maxFaultsBody, &f)
+		if err == io.EOF { // nothing at all
+			err = nil
+		}
+		if err != nil {
+			refuseJSON(w, err)
+			return
+		}
+		if err := s.SetFaults(f); err != nil {
+			writeError(w, http.StatusBadRequest, err.Error())
+			return
+		}
+	default:
+		w.Header().Set("Allow", "GET, HEAD, POST")
+		writeError(w, http.StatusMethodNotAllowed, "use GET or POST")
+		return
+	}
+	writeJSON(w, http.StatusOK, s.Faults())
+}
+
+// An outage is Faults in force.
+type outage struct {
+	Faults
+	over   context.Context // done when others have taken their place
+	end    context.CancelFunc
+	bucket *rate.Limiter
+	calls  int // so far; Simulator.mu guards it
+}
+
+func newOutage(life context.Context, f Faults) *outage {
+	limit := rate.Limit(f.ThrottleRate)
+	if limit == 0 {
+		limit = rate.Inf
+	}
+	burst := min(math.Ceil(float64(limit)), math.MaxInt32)
+	over, end := context.WithCancel(life)
+	return &outage{Faults: f, over: over, end: end, bucket: rate.NewLimiter(limit, int(burst))}
+}
+
+// enter returns the outage that a call falls into and the latency it gets.
+func (s *Simulator) enter() (*outage, time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	o := s.outage
+	latency := o.Latency
+	if n := len(o.Steps); n > 0 {
+		latency += o.Steps[min(o.calls, n-1)]
+	}
+	if o.Jitter > 0 {
+		latency += mathrand.N(o.Jitter + 1)
+	}
+	o.calls++
+	return o, latency
+}
+
+// instead returns what a well-signed call is answered in place of a verdict, or
+// nil.
+func (s *Simulator) instead(o *outage) *answer {
+	if a, ok := credentialFaults[o.Credentials]; ok {
+		return &a
+	}
+	s.mu.Lock()
+	throttled := mathrand.Float64() < o.ThrottleShare || !o.bucket.AllowN(s.now(), 1)
+	s.mu.Unlock()
+	if throttled {
+		return &answer{status: 503, code: "Throttling.User", message: "Request was denied due to user flow control."}
+	}
+	if o.Status != 0 {
+		header := http.Header{"Content-Type": nil} // else net/http makes one up
+		if o.ContentType != "" {
+			header.Set("Content-Type", o.ContentType)
+		}
+		return &answer{status: o.Status, foreign: &reply{o.Status, header, []byte(o.Body)}}
+	}
+	return nil
+}
+
+// isOver reports whether other faults have taken the place of o's.
+func (o *outage) isOver() bool { return o.over.Err() != nil }
+
+// wait returns after d, or when o is over. Where ctx is done first it ends the
+// handler, by the panic that net/http has for it: a return would be an answer.
+func (o *outage) wait(ctx context.Context, d time.Duration) {
+	if d == 0 {
+		return
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-o.over.Done():
+	case <-ctx.Done():
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// hang is wait for ever.
+func (o *outage) hang(ctx context.Context) { o.wait(ctx, math.MaxInt64) }
+
+// A line is the connection of one call. If conn is nil, it is net/http's.
+type line struct {
+	w    http.ResponseWriter
+	ctx  context.Context
+	conn net.Conn
+}
+
+// takeOver takes the connection from net/http, and reports false where that
+// does not give it away: over HTTP/2.
+func (l *line) takeOver() bool {
+	if l.conn != nil {
+		return true
+	}
+	conn, _, err := http.NewResponseController(l.w).Hijack()
+	if err != nil {
+		return false
+	}
+	ctx, cancel := context.WithCancel(l.ctx)
+	l.ctx, l.conn = ctx, conn
+	go func() { // net/http no longer looks whether the client is there
+		defer cancel()
+		io.Copy(io.Discard, conn)
+	}()
+	return true
+}
+
+// close closes a connection that was taken over, which net/http does not.
+func (l *line) close() {
+	if l.conn != nil {
+		l.conn.Close()
+	}
+}
+
+// reset panics where only net/http can reset the call, as the handler's end.
+func (l *line) reset() {
+	if !l.takeOver() {
+		panic(http.ErrAbortHandler)
+	}
+	conn := l.conn
+	for { // below TLS, whose Close would say goodbye
+		above, ok := conn.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		conn = above.NetConn()
+	}
+	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok {
+		tcp.SetLinger(0)
+	}
+	conn.Close()
+}
+
+// write sends p, slowly if o has it so. Its errors are nobody's: a client that
+// went away ends the next wait.
+func (l *line) write(o *outage, p []byte) {
+	to := io.Writer(l.w)
+	if l.conn != nil {
+		to = l.conn
+	}
+	for o.Trickle > 0 && len(p) > 1 {
+		to.Write(p[:1])
+		p = p[1:]
+		l.flush()
+		o.wait(l.ctx, o.Trickle)
+	}
+	to.Write(p)
+}
+
+func (l *line) flush() {
+	if l.conn == nil {
+		http.NewResponseController(l.w).Flush()
+	}
+}
+
+// resetRequest resets r's connection before r is read, or when half of it is.
+func (o *outage) resetRequest(w http.ResponseWriter, r *http.Request) {
+	if o.Reset == StageMidRequest {
+		io.CopyN(io.Discard, r.Body, r.ContentLength/2+1) // the length may be -1
+	}
+	l := &line{w: w, ctx: r.Context()}
+	defer l.close()
+	l.reset()
+}
+
+// deliver sends a as o has it. It calls sent when the headers are about to be
+// complete.
+func (o *outage) deliver(w http.ResponseWriter, r *http.Request, a reply, latency time.Duration, sent func()) {
+	l := &line{w: w, ctx: r.Context()}
+	defer l.close()
+
+	o.wait(l.ctx, latency)
+	midHeaders := o.Hang == StageMidHeaders && l.takeOver()
+	if o.Hang == StageHeaders || o.Hang == StageMidHeaders && !midHeaders {
+		o.hang(l.ctx)
+	}
+	if o.Reset == StageHeaders && !o.isOver() {
+		l.reset()
+		return
+	}
+
+	if midHeaders || o.CloseIdle && l.takeOver() {
+		head := a.head()
+		if midHeaders {
+			l.conn.Write(head[:len(head)/2])
+			head = head[len(head)/2:]
+			o.hang(l.ctx)
+		}
+		sent()
+		l.conn.Write(head)
+	} else {
+		sent()
+		a.writeHead(w)
+	}
+
+	if o.Hang == StageBody || o.Reset == StageBody {
+		half := len(a.body) / 2
+		l.write(o, a.body[:half])
+		a.body = a.body[half:]
+		l.flush()
+		if o.Hang == StageBody {
+			o.hang(l.ctx)
+		}
+		if o.Reset == StageBody && !o.isOver() {
+			l.reset()
+			return
+		}
+	}
+	l.write(o, a.body)
+}
+
+// A slowListener is one of TLS connections.
+type slowListener struct {
+	net.Listener
+	sim *Simulator
+}
+
+func (l slowListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	l.sim.mu.Lock()
+	o := l.sim.outage
+	l.sim.mu.Unlock()
+	if o.TLSDelay == 0 {
+		return conn, nil
+	}
+	return &slowConn{conn, sync.OnceFunc(func() { o.wait(context.Background(), o.TLSDelay) })}, nil
+}
+
+// A slowConn waits before it is read for the first time, also where the client
+// goes away meanwhile: that cannot be seen without reading.
+type slowConn struct {
+	net.Conn
+	wait func()
+}
+
+func (c *slowConn) Read(p []byte) (int, error) {
+	c.wait()
+	return c.Conn.Read(p)
+}
+
+// NetConn returns the connection below, as tls.Conn does.
+func (c *slowConn) NetConn() net.Conn { return c.Conn }
