@@ -1003,5 +1003,9 @@ func TestMain(m *testing.M) {
 	for _, name := range []string{"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN", "DEBUG"} {
 		os.Unsetenv(name)
 	}
+	if os.Getenv(clientChild) != "" {
+		clientBeChild()
+		return
+	}
 	os.Exit(m.Run())
 }

@@ -2,9 +2,9 @@ package alicaptcha
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/xml"
@@ -262,13 +262,16 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	transport := cfg.Transport
 	if transport == nil {
 		transport = newTransport()
+		if name := strings.ToUpper(protocol) + "_PROXY"; !isProxy(cmp.Or(os.Getenv(name), os.Getenv(strings.ToLower(name)))) {
+			fault("Transport: the environment's %s is not the URL of a proxy", name) // net/http would go round it
+		}
 	} else if isNil(transport) {
 		fault("Transport is a nil %T", transport)
 	}
 
 	for name := range strings.SplitSeq(os.Getenv("DEBUG"), ",") {
-		if name == "dara" {
-			errs = append(errs, errors.New("alicaptcha: the environment's DEBUG=dara makes the SDK print signatures and security tokens to standard output: unset it"))
+		if name == "dara" || name == "credential" && cfg.Credential != nil {
+			errs = append(errs, fmt.Errorf("alicaptcha: the environment's DEBUG=%s makes the SDK print keys, tokens and signatures to standard output: unset it", name))
 		}
 	}
 	if errs != nil {
@@ -315,6 +318,19 @@ func parseEndpoint(endpoint string) (protocol, host string, err error) {
 	return u.Scheme, u.Host, nil
 }
 
+// isProxy reports whether s, a proxy from the environment, is empty or can be
+// one: a URL, or a host for http.
+func isProxy(s string) bool {
+	if s == "" {
+		return true
+	}
+	if !strings.Contains(s, "://") {
+		s = "http://" + s
+	}
+	u, err := url.Parse(s)
+	return err == nil && u.Scheme != "" && u.Hostname() != ""
+}
+
 // notInHost reports a rune that stands neither in a host name nor in an IPv6 address.
 func notInHost(r rune) bool {
 	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == ':')
@@ -347,8 +363,9 @@ func newTransport() *http.Transport {
 // an [*Error]: ClientCanceled if ctx was cancelled, ServiceTimeout if its
 // deadline passed.
 //
-// Nothing is sent twice, with one exception: what an HTTP/2 server says that it
-// has not processed, by a GOAWAY or by resetting the stream, net/http sends again.
+// Nothing is sent twice, with one exception, which is net/http's: over HTTP/2 it
+// sends again what the server says that it has not processed (GOAWAY,
+// REFUSED_STREAM), and takes PROTOCOL_ERROR for such a word too.
 func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	switch {
 	case c == nil || c.keys == nil:
@@ -482,8 +499,6 @@ func callError(ctx context.Context, err error) *Error {
 		e.Err = safeError{op.Error(), err} // the last two are TLS alerts
 	} else if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		e.Err = safeError{cert.Error(), err}
-	} else if host, ok := errors.AsType[x509.HostnameError](err); ok {
-		e.Err = safeError{host.Error(), err}
 	} else if record, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		e.Err = safeError{record.Msg, err}
 	}
