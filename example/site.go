@@ -43,13 +43,18 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	// A param is good for the one scene it was made for, so each form has its
-	// own Middleware. They share the Client and its connections.
-	login, err := alicaptcha.New(alicaptcha.Config{Verifier: client, SceneID: s.LoginScene, Logger: logger})
+	// While the service is down nobody waits for it.
+	verifier, err := alicaptcha.Breaker(client, alicaptcha.BreakerConfig{Logger: logger})
 	if err != nil {
 		return nil, err
 	}
-	signup, err := alicaptcha.New(alicaptcha.Config{Verifier: client, SceneID: s.SignupScene, Logger: logger})
+	// A param is good for the one scene it was made for, so each form has its
+	// own Middleware. They share the Client and the breaker.
+	login, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: s.LoginScene, Logger: logger})
+	if err != nil {
+		return nil, err
+	}
+	signup, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: s.SignupScene, Logger: logger})
 	if err != nil {
 		return nil, err
 	}
