@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"math"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -41,7 +42,7 @@ var ErrBreakerOpen = errors.New("alicaptcha: the breaker is open")
 // ServiceTimeout, ServiceUnavailable and any error that is no *Error are
 // failures. Everything that the service answered is a success, rejections,
 // refusals and throttling too: else junk would keep real users out. A call that
-// the client cancelled does not count.
+// the client cancelled does not count, nor one that panicked.
 //
 // A probe is not cancelled with its client: it runs to the deadline of its
 // context, or for 5 s where that has none, so that nobody can keep the breaker
@@ -51,14 +52,14 @@ func Breaker(v Verifier, cfg BreakerConfig) (Verifier, error) {
 	if isNil(v) {
 		errs = append(errs, errors.New("alicaptcha: Breaker: the Verifier is nil"))
 	}
-	if cfg.Failures < 0 {
-		errs = append(errs, errors.New("alicaptcha: BreakerConfig.Failures is negative"))
+	if cfg.Failures < 0 || cfg.Failures > math.MaxInt32 {
+		errs = append(errs, errors.New("alicaptcha: BreakerConfig.Failures is negative or too large"))
 	}
 	if cfg.OpenFor < 0 {
 		errs = append(errs, errors.New("alicaptcha: BreakerConfig.OpenFor is negative"))
 	}
-	if cfg.Probes < 0 {
-		errs = append(errs, errors.New("alicaptcha: BreakerConfig.Probes is negative"))
+	if cfg.Probes < 0 || cfg.Probes > math.MaxInt32 {
+		errs = append(errs, errors.New("alicaptcha: BreakerConfig.Probes is negative or too large"))
 	}
 	if errs != nil {
 		return nil, errors.Join(errs...)
@@ -72,20 +73,25 @@ func Breaker(v Verifier, cfg BreakerConfig) (Verifier, error) {
 	if cfg.Probes == 0 {
 		cfg.Probes = 3
 	}
-	return &breaker{v, gobreaker.NewCircuitBreaker[Result](gobreaker.Settings{
+	return &breaker{v, gobreaker.NewTwoStepCircuitBreaker[Result](gobreaker.Settings{
 		MaxRequests:   uint32(cfg.Probes),
 		Timeout:       cfg.OpenFor,
 		ReadyToTrip:   func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= uint32(cfg.Failures) },
-		IsSuccessful:  isAnswer,
-		IsExcluded:    isCanceled,
+		IsExcluded:    func(err error) bool { return err == errNeutral },
 		OnStateChange: func(_ string, from, to gobreaker.State) { logState(cfg.Logger, from, to) },
 	})}, nil
 }
 
 type breaker struct {
 	verifier Verifier
-	circuit  *gobreaker.CircuitBreaker[Result]
+	circuit  *gobreaker.TwoStepCircuitBreaker[Result]
 }
+
+// What the circuit is told of a call that had no answer.
+var (
+	errFailed  = errors.New("the service failed")
+	errNeutral = errors.New("the call says nothing of the service")
+)
 
 func (b *breaker) Verify(ctx context.Context, req Request) (Result, error) {
 	if b.circuit.State() != gobreaker.StateClosed {
@@ -97,43 +103,37 @@ func (b *breaker) Verify(ctx context.Context, req Request) (Result, error) {
 		ctx, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline)
 		defer cancel()
 	}
-	result, err := b.circuit.Execute(func() (Result, error) {
-		result, err := b.verifier.Verify(ctx, req)
-		if err == nil {
-			if _, ok := result.strict(); !ok {
-				err = errNoVerdict // for the circuit to count
-			}
-		}
-		return result, err
-	})
-	if err == errNoVerdict {
-		return result, nil
-	}
-	if errors.Is(err, gobreaker.ErrOpenState) || errors.Is(err, gobreaker.ErrTooManyRequests) {
+	done, err := b.circuit.Allow()
+	if err != nil {
 		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{"the breaker is open", ErrBreakerOpen}}
 	}
+	end := errNeutral // of a panic: a param that brings one about must not open the breaker
+	defer func() { done(end) }()
+	result, err := b.verifier.Verify(ctx, req)
+	end = told(ctx, err)
 	return result, err
 }
 
-// isAnswer reports whether err leaves no doubt that the service answers.
-func isAnswer(err error) bool {
+// told returns what the circuit is told of a call that ended with err.
+func told(ctx context.Context, err error) error {
 	if err == nil {
-		return true
+		return nil
+	}
+	// As in the gate the context comes first, whatever a Verifier makes of it.
+	if errors.Is(ctx.Err(), context.Canceled) || errors.Is(err, context.Canceled) {
+		return errNeutral
 	}
 	e, _ := errors.AsType[*Error](err)
 	if e == nil {
-		return false
+		return errFailed
 	}
-	_, ours := codes[e.Code]
-	return ours && e.Code.letter() == 0 && e.Code != ServiceTimeout && e.Code != ServiceUnavailable && e.Code != ParamMissing
-}
-
-// isCanceled reports whether err is the client's end of the call.
-func isCanceled(err error) bool {
-	if e, ok := errors.AsType[*Error](err); ok {
-		return e != nil && e.Code == ClientCanceled
+	switch e.Code {
+	case ClientCanceled:
+		return errNeutral
+	case RequestRefused, ServiceThrottled, Misconfigured, ParamMalformed, ParamTooLarge, Overloaded:
+		return nil
 	}
-	return errors.Is(err, context.Canceled)
+	return errFailed
 }
 
 func logState(logger *slog.Logger, from, to gobreaker.State) {

@@ -146,15 +146,35 @@ func TestBreakerCounts(t *testing.T) {
 	}
 }
 
-func TestBreakerCountsWhatIsNoVerdict(t *testing.T) {
+// What a param may bring about in a Verifier does not open the breaker: neither
+// a panic, nor an answer that is no verdict, nor an odd word for a hang-up.
+func TestBreakerIsNotMovedByParams(t *testing.T) {
 	t.Parallel()
 	contradiction := alicaptcha.Result{Passed: true, Code: alicaptcha.F001}
 	b := newBreaker(t, answering(contradiction, nil), alicaptcha.BreakerConfig{Failures: 1})
-	result, err := b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
-	require.NoError(t, err)
-	require.Equal(t, contradiction, result, "the gate reads it")
-	_, err = b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
-	require.ErrorIs(t, err, alicaptcha.ErrBreakerOpen)
+	for range 3 {
+		result, err := b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+		require.NoError(t, err)
+		require.Equal(t, contradiction, result, "the gate reads it")
+	}
+
+	v := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) { panic(http.ErrAbortHandler) }}
+	b = newBreaker(t, v, alicaptcha.BreakerConfig{Failures: 1})
+	for range 3 {
+		require.PanicsWithValue(t, http.ErrAbortHandler, func() { b.Verify(t.Context(), alicaptcha.Request{Param: "p"}) })
+	}
+
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	for _, err := range []error{errors.New("rpc error: code = Canceled"), &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}, errTimeout} {
+		s := &script{err: err}
+		b = newBreaker(t, s, alicaptcha.BreakerConfig{Failures: 1})
+		for range 3 {
+			_, got := b.Verify(gone, alicaptcha.Request{Param: "p"})
+			require.Equal(t, err, got)
+		}
+		require.True(t, call(t, b, s))
+	}
 }
 
 // Neither junk nor hanging up keeps the breaker from closing.
@@ -243,15 +263,6 @@ func TestBreakerProbes(t *testing.T) {
 			require.Equal(t, time.Second, time.Since(start))
 		})
 	})
-}
-
-func TestBreakerPassesPanicsOn(t *testing.T) {
-	t.Parallel()
-	v := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) { panic(http.ErrAbortHandler) }}
-	b := newBreaker(t, v, alicaptcha.BreakerConfig{Failures: 1})
-	require.PanicsWithValue(t, http.ErrAbortHandler, func() { b.Verify(t.Context(), alicaptcha.Request{Param: "p"}) })
-	_, err := b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
-	require.ErrorIs(t, err, alicaptcha.ErrBreakerOpen, "and counts them")
 }
 
 func TestBreakerConfig(t *testing.T) {

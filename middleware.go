@@ -13,7 +13,8 @@
 //	mux.Handle("POST /login", captcha.Handler(login))
 //
 // It fails closed. Without a verdict of the service nobody passes, unless the
-// Policy says so, and a Policy may open no end that a client can bring about.
+// Policy says so; and [New] refuses a Policy that opens junk, replays, floods or
+// hang-ups, or an outage without a bound.
 package alicaptcha
 
 import (
@@ -61,12 +62,13 @@ type Config struct {
 	// Policy holds what differs from DefaultPolicy.
 	Policy Policy
 
-	// OnReject writes a rejection. If nil, it is WriteRejection. It is not
-	// called for ClientCanceled.
+	// OnReject writes a rejection; if it wrote nothing, net/http would send 200.
+	// If nil, it is WriteRejection. It is not called for ClientCanceled.
 	OnReject func(http.ResponseWriter, *http.Request, Outcome)
 
 	// Observe, if not nil, is called once for each Outcome, before the handler
-	// or the rejection. The context is the request's.
+	// or the rejection. The context is the request's, in which FromContext does
+	// not find the Outcome yet.
 	Observe func(context.Context, Outcome)
 
 	// Logger gets passes at debug, rejections at info, and what the operator
@@ -81,7 +83,8 @@ type Config struct {
 	MaxParamBytes int
 
 	// MaxBodyBytes bounds how far extractors may read into a body. It does not
-	// bound the body that the handler reads. If zero, it is 128 KiB.
+	// bound the body that the handler reads. If zero, it is 128 KiB; a param
+	// grows up to sixfold where it is escaped.
 	MaxBodyBytes int
 
 	// MaxConcurrent bounds the verifications at once: at the bound a request
@@ -99,7 +102,7 @@ type Config struct {
 type Outcome struct {
 	Code     Code          // how it ended
 	Result   Result        // what the service said; zero without a verdict
-	Action   Action        // what the Policy made of it, complete
+	Action   Action        // what the Policy made of it; a rejection is complete
 	Allowed  bool          // whether the request may go on; false for what ReportOnly let through
 	Verified bool          // the service passed the param, test mode (T005) excepted; whatever the Policy did
 	SceneID  string        // the scene that was asked for
@@ -282,11 +285,10 @@ type visit struct {
 	param string
 	fault *Error // why there is no param
 
-	once     sync.Once
-	outcome  Outcome // read only when done
-	goesOn   bool
-	done     atomic.Bool
-	answered atomic.Bool // the rejection was written
+	once    sync.Once
+	outcome Outcome // read only when done
+	goesOn  bool
+	done    atomic.Bool
 }
 
 func (v *visit) require(w http.ResponseWriter, r *http.Request) bool {
@@ -294,25 +296,24 @@ func (v *visit) require(w http.ResponseWriter, r *http.Request) bool {
 		v.outcome = v.m.judge(r, v.param, v.fault)
 		v.goesOn = v.outcome.Allowed || !v.m.zero() && v.m.cfg.ReportOnly
 		v.done.Store(true)
+		mark, marked := r.Context().Value(gate.MarkKey{}).(*gate.Mark)
+		if marked {
+			mark.Passed.Store(v.goesOn)
+			mark.Rejected.Store(!v.goesOn)
+		}
+		if !v.goesOn {
+			v.m.reject(w, r, v.outcome)
+		}
 	})
-	mark, marked := r.Context().Value(gate.MarkKey{}).(*gate.Mark)
-	if v.goesOn {
-		if marked {
-			mark.Passed.Store(true)
-		}
-		return true
+	return v.goesOn
+}
+
+func (m *Middleware) reject(w http.ResponseWriter, r *http.Request, o Outcome) {
+	if m.zero() || m.cfg.OnReject == nil || o.Code == ClientCanceled {
+		WriteRejection(w, r, o)
+		return
 	}
-	if v.answered.CompareAndSwap(false, true) {
-		if marked {
-			mark.Rejected.Store(true)
-		}
-		write := WriteRejection
-		if !v.m.zero() && v.m.cfg.OnReject != nil && v.outcome.Code != ClientCanceled {
-			write = v.m.cfg.OnReject
-		}
-		write(w, r, v.outcome)
-	}
-	return false
+	m.cfg.OnReject(w, r, o)
 }
 
 // extract returns the param of r, or why there is none that is fit to be sent.
@@ -325,8 +326,8 @@ func (m *Middleware) extract(r *http.Request) (string, *Error) {
 		if fault := ended(r.Context()); fault != nil {
 			return "", fault
 		}
-		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return "", &Error{Code: ParamTooLarge, Err: err}
+		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
+			return "", &Error{Code: ParamTooLarge, Err: safeError{fmt.Sprintf("not found in the first %d bytes of the body", tooLarge.Limit), err}}
 		}
 		return "", &Error{Code: ParamMalformed, Err: err}
 	}
@@ -334,9 +335,9 @@ func (m *Middleware) extract(r *http.Request) (string, *Error) {
 	case param == "":
 		return "", &Error{Code: ParamMissing}
 	case len(param) > m.cfg.MaxParamBytes:
-		return "", &Error{Code: ParamTooLarge}
+		return "", &Error{Code: ParamTooLarge, Err: safeError{text: fmt.Sprintf("the param has %d bytes", len(param))}}
 	case !utf8.ValidString(param):
-		return "", &Error{Code: ParamMalformed}
+		return "", &Error{Code: ParamMalformed, Err: safeError{text: "the param is not UTF-8"}}
 	}
 	return param, nil
 }
@@ -362,9 +363,7 @@ func (m *Middleware) judge(r *http.Request, param string, fault *Error) Outcome 
 	case o.SceneID == "" && !m.cfg.AnyScene:
 		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoScene}, false
 	case fault == nil:
-		start := time.Now()
-		o.Result, fault, mayOpen = m.ask(ctx, Request{Param: param, SceneID: o.SceneID})
-		o.Duration = time.Since(start)
+		o.Result, o.Duration, fault, mayOpen = m.ask(ctx, Request{Param: param, SceneID: o.SceneID})
 	}
 	o.Code = o.Result.Code
 	if fault != nil {
@@ -391,15 +390,15 @@ var (
 // ask asks the Verifier. With a fault there is no verdict; mayOpen says whether
 // a Policy may let the request through all the same, which it may for an error
 // that the Verifier returned.
-func (m *Middleware) ask(ctx context.Context, req Request) (result Result, fault *Error, mayOpen bool) {
+func (m *Middleware) ask(ctx context.Context, req Request) (result Result, took time.Duration, fault *Error, mayOpen bool) {
 	if fault := ended(ctx); fault != nil {
-		return Result{}, fault, false
+		return Result{}, 0, fault, false
 	}
 	select {
 	case m.slots <- struct{}{}:
 		defer func() { <-m.slots }()
 	default:
-		return Result{}, &Error{Code: Overloaded}, false
+		return Result{}, 0, &Error{Code: Overloaded}, false
 	}
 	defer func() {
 		v := recover()
@@ -426,15 +425,17 @@ func (m *Middleware) ask(ctx context.Context, req Request) (result Result, fault
 		defer context.AfterFunc(ctx, cancel)()
 	}
 
+	start := time.Now()
+	defer func() { took = time.Since(start) }()
 	result, err := m.cfg.Verifier.Verify(asking, req)
 	if err != nil {
-		return Result{}, classify(ctx, asking, err), true
+		return Result{}, 0, classify(ctx, asking, err), true
 	}
 	verdict, ok := result.strict()
 	if !ok {
-		return Result{}, &Error{Code: ServiceUnavailable, Err: errNoVerdict}, false
+		return Result{}, 0, &Error{Code: ServiceUnavailable, Err: errNoVerdict}, false
 	}
-	return verdict, nil, true
+	return verdict, 0, nil, true
 }
 
 // ended returns the Error for a request whose context is done, or nil.
@@ -477,15 +478,7 @@ func (m *Middleware) logger() *slog.Logger {
 }
 
 func (m *Middleware) log(ctx context.Context, o Outcome) {
-	level, once := o.Code.severity()
-	if once {
-		once = false
-		m.loud[o.Code].Do(func() { once = true })
-		if !once {
-			level = slog.LevelInfo // a flood must not drown the line that counts
-		}
-	}
-	text := "captcha: rejected"
+	level, text := slog.LevelInfo, "captcha: rejected"
 	switch {
 	case o.Allowed && o.Verified:
 		level, text = slog.LevelDebug, "captcha: passed"
@@ -494,8 +487,17 @@ func (m *Middleware) log(ctx context.Context, o Outcome) {
 		}
 	case o.Allowed:
 		level, text = slog.LevelWarn, "captcha: let through unverified"
-	case m.cfg.ReportOnly:
-		level, text = max(level, slog.LevelWarn), "captcha: let through by ReportOnly, would have been rejected"
+	default:
+		severity, once := o.Code.severity()
+		if once {
+			// A flood must not drown the line that counts.
+			m.loud[o.Code].Do(func() { level = severity })
+		} else {
+			level = severity
+		}
+		if m.cfg.ReportOnly {
+			level, text = max(level, slog.LevelWarn), "captcha: let through by ReportOnly, would have been rejected"
+		}
 	}
 	logger := m.logger()
 	if !logger.Enabled(ctx, level) {

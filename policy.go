@@ -82,7 +82,7 @@ type opening int
 const (
 	openFreely  opening = iota // the operator's word is enough
 	openLimited                // only with a Limit: the service's outage is the operator's risk
-	openNever                  // a client can cause the Code at will
+	openNever                  // junk, a replay, a flood or a hang-up: whoever wants in can cause it at will
 )
 
 // codeInfo is what the package knows of one Code.

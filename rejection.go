@@ -39,11 +39,15 @@ var details = map[string]string{
 // alone: nobody reads more.
 //
 // It is what a Config without OnReject uses. It always rejects, also an Outcome
-// that is Allowed; where o.Action is zero it takes the default for o.Code.
+// that is Allowed; what o.Action leaves out, or all of it, is the default.
 func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
-	a := o.Action
+	var p Policy
+	if o.Action != (Action{}) {
+		p = Policy{o.Code: o.Action}
+	}
+	a := p.action(o.Code, false)
 	if a.Status < 400 || a.Status > 599 {
-		a = Policy(nil).action(o.Code, false)
+		a.Status = http.StatusForbidden
 	}
 	h := w.Header()
 	for _, name := range []string{"Content-Length", "Content-Encoding", "Etag", "Last-Modified"} {

@@ -136,8 +136,9 @@ func TestWriteRejectionAlwaysRejects(t *testing.T) {
 		{alicaptcha.Outcome{Code: "nobody's"}, 403, "captcha_rejected"},
 		{alicaptcha.Outcome{Code: alicaptcha.T001, Allowed: true, Action: alicaptcha.Allow()}, 403, "captcha_rejected"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010}, 429, "captcha_rate_limited"},
-		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 42}}, 429, "captcha_rate_limited"},
-		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 1000}}, 429, "captcha_rate_limited"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 42}}, 403, "captcha_rate_limited"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 1000}}, 403, "captcha_rate_limited"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Reason: "mine"}}, 403, "mine"},
 		{alicaptcha.Outcome{Action: alicaptcha.Action{Status: 499, Reason: "mine"}}, 499, "mine"},
 	} {
 		w := reject(loginRequest(), row.o)

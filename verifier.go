@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -50,7 +51,8 @@ type VerifierFunc func(context.Context, Request) (Result, error)
 func (f VerifierFunc) Verify(ctx context.Context, req Request) (Result, error) { return f(ctx, req) }
 
 // A Request is what a [Verifier] is asked. It redacts Param where fmt, slog or
-// encoding/json print it.
+// encoding/json print it, but cannot where it is an unexported field of what
+// they print.
 type Request struct {
 	Param   string // the CaptchaVerifyParam, byte for byte as the client sent it
 	SceneID string // the scene that Param must be of; empty for any of the account
@@ -147,7 +149,7 @@ type safeError struct {
 	err  error
 }
 
-func (e safeError) Error() string { return e.text }
+func (e safeError) Error() string { return "alicaptcha: " + e.text }
 func (e safeError) Unwrap() error { return e.err }
 
 // A Region is where the service's scenes were made; the widget on the page has
@@ -166,8 +168,8 @@ var endpoints = map[Region]string{
 	International: "captcha.ap-southeast-1.aliyuncs.com",
 }
 
-// ClientConfig configures [NewClient]. It redacts the keys where fmt, slog or
-// encoding/json print it.
+// ClientConfig configures [NewClient]. It redacts the keys as [Request] does the
+// param.
 type ClientConfig struct {
 	// Region picks the endpoint. It is required unless Endpoint is set.
 	Region Region
@@ -188,9 +190,11 @@ type ClientConfig struct {
 	Credential credentials.Credential
 
 	// Transport makes the connections. If nil, it is one that is tuned for
-	// this API, keeps connections for 10 s, speaks HTTP/2 where the service
-	// does, and goes through [http.ProxyFromEnvironment]. One without a limit
-	// on connections is best: Config.MaxConcurrent bounds them.
+	// this API, keeps connections for 10 s, speaks HTTP/1.1, and goes through
+	// [http.ProxyFromEnvironment]. One without a limit on connections is best:
+	// Config.MaxConcurrent bounds them. Over HTTP/2 clients that hang up can
+	// end the connection for all, and net/http may send a call again that the
+	// server has reset.
 	Transport http.RoundTripper
 
 	_ [0]func() // fields by name only
@@ -262,8 +266,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	transport := cfg.Transport
 	if transport == nil {
 		transport = newTransport()
-		if name := strings.ToUpper(protocol) + "_PROXY"; !isProxy(cmp.Or(os.Getenv(name), os.Getenv(strings.ToLower(name)))) {
-			fault("Transport: the environment's %s is not the URL of a proxy", name) // net/http would go round it
+		// Only https is proxied, http is for loopback hosts. net/http would go round what it cannot read.
+		if protocol != "http" && !isProxy(cmp.Or(os.Getenv("HTTPS_PROXY"), os.Getenv("https_proxy"))) {
+			fault("Transport: the environment's HTTPS_PROXY is not the URL of a proxy")
 		}
 	} else if isNil(transport) {
 		fault("Transport is a nil %T", transport)
@@ -344,17 +349,20 @@ func isLoopback(host string) bool {
 // newTransport returns the Transport for a ClientConfig that has none. It has
 // no timeouts of its own: the context's deadline bounds every stage of a call.
 func newTransport() *http.Transport {
+	// Not HTTP/2. There all calls share one connection, and each client that
+	// hangs up resets a stream of it; a server that counts those ends the
+	// connection, and with it the calls of everybody else.
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
 	return &http.Transport{
 		Proxy:       http.ProxyFromEnvironment,
 		DialContext: (&net.Dialer{}).DialContext,
+		Protocols:   protocols,
 		// As many as callers: net/http keeps 2 and would open a new connection for each of the others' calls.
 		MaxIdleConnsPerHost: 512,
 		// Below what load balancers use (15 s and more): a POST on a connection
 		// that the server has just closed fails, and may not be repeated.
-		IdleConnTimeout:   10 * time.Second,
-		ForceAttemptHTTP2: true,
-		// Else a connection that died silently takes every call with it until the kernel gives up.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
+		IdleConnTimeout: 10 * time.Second,
 	}
 }
 
@@ -362,10 +370,7 @@ func newTransport() *http.Transport {
 // until the deadline of ctx at most, or 5 s where ctx has none. Every error is
 // an [*Error]: ClientCanceled if ctx was cancelled, ServiceTimeout if its
 // deadline passed.
-//
-// Nothing is sent twice, with one exception, which is net/http's: over HTTP/2 it
-// sends again what the server says that it has not processed (GOAWAY,
-// REFUSED_STREAM), and takes PROTOCOL_ERROR for such a word too.
+// Nothing is sent twice.
 func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	switch {
 	case c == nil || c.keys == nil:
@@ -492,17 +497,44 @@ func callError(ctx context.Context, err error) *Error {
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
 		e.Code = ServiceTimeout
 	}
+	if isExhausted(err) {
+		e.Code = Overloaded
+	}
 	// Only these texts are known to hold nothing but addresses and the fault.
+	safe := func(text string) { e.Err = safeError{text, err} }
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		e.Err = safeError{dns.Error(), err}
-	} else if op, ok := errors.AsType[*net.OpError](err); ok && (op.Op == "dial" || op.Op == "remote error" || op.Op == "local error") {
-		e.Err = safeError{op.Error(), err} // the last two are TLS alerts
+		safe(dns.Error())
+	} else if op, ok := errors.AsType[*net.OpError](err); ok {
+		if inner, ok := errors.AsType[*net.OpError](op.Err); ok {
+			op = inner // of a proxy
+		}
+		errno, isErrno := errors.AsType[syscall.Errno](op.Err)
+		switch {
+		case op.Op == "dial" || op.Op == "remote error" || op.Op == "local error": // the last two are TLS alerts
+			safe(op.Error())
+		case isErrno:
+			safe(op.Op + ": " + errno.Error())
+		}
 	} else if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		e.Err = safeError{cert.Error(), err}
+		safe(cert.Error())
 	} else if record, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		e.Err = safeError{record.Msg, err}
+		safe(record.Msg)
+	} else if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		safe("the connection was closed before the end of the answer")
 	}
 	return e
+}
+
+// isExhausted reports whether err says that this machine has no more sockets or
+// memory, which its clients can bring about.
+func isExhausted(err error) bool {
+	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	dns, ok := errors.AsType[*net.DNSError](err) // has only the text
+	return ok && strings.Contains(dns.Err, syscall.EMFILE.Error())
 }
 
 // misconfigured are the beginnings of the Codes by which the service says that
@@ -517,8 +549,13 @@ var misconfigured = []string{
 func readAnswer(status int, body []byte) (Result, *Error) {
 	doc, err := parseDocument(body)
 	if err != nil {
-		doc = document{}
-		if status != http.StatusOK {
+		// The service may repeat what a client sent, and a client must not be
+		// able to make an outage of its refusal.
+		doc, err = parseDocument(body, jsontext.AllowInvalidUTF8(true))
+		if err != nil || doc.result.Passed {
+			doc = document{}
+		}
+		if err != nil && status != http.StatusOK {
 			doc.fromXML(body)
 		}
 	}
@@ -573,9 +610,9 @@ var errUnreadable = errors.New("alicaptcha: the answer is not of the service's f
 
 // parseDocument reads body strictly: one JSON object, no name twice, each
 // member of its own type.
-func parseDocument(body []byte) (document, error) {
+func parseDocument(body []byte, opts ...jsontext.Options) (document, error) {
 	var doc document
-	dec := jsontext.NewDecoder(bytes.NewReader(body))
+	dec := jsontext.NewDecoder(bytes.NewReader(body), opts...)
 	err := readObject(dec, documentNames, func(name string) (err error) {
 		switch name {
 		case "RequestId":
@@ -672,9 +709,11 @@ func (doc *document) fromXML(body []byte) {
 // Keys from a Credential are asked for again in the background when they are
 // older than keysFresh, and not used without asking when they are older than
 // keysStale: providers renew temporary keys 180 s before these end.
+// A source that has not answered for keysPatience is not waited for.
 const (
-	keysFresh = 60 * time.Second
-	keysStale = 150 * time.Second
+	keysFresh    = 60 * time.Second
+	keysStale    = 150 * time.Second
+	keysPatience = 10 * time.Second
 )
 
 // A keyring has the keys of a Client.
@@ -787,15 +826,20 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 	key, asking := k.key, k.asking
 	// After a failure the old keys serve on until the service refuses them.
 	usable := k.failed || now.Sub(k.got) <= keysStale
+	patience := keysPatience - now.Sub(k.asked)
 	k.mu.Unlock()
-	if usable || asking == nil {
+	if usable || asking == nil || patience <= 0 {
 		return key, nil
 	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
 	select {
 	case <-asking:
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		return k.key, nil
+	case <-timer.C:
+		return key, nil
 	case <-ctx.Done():
 		return accessKey{}, ctx.Err()
 	}

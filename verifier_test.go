@@ -27,6 +27,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -786,6 +787,7 @@ func clientNoVerdicts() []clientAnswerRow {
 	add("XML bomb", 400, `<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]><Error><Code>&b;</Code></Error>`, refused, "", "")
 	add("XML with a file", 400, `<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><Error><Code>&a;</Code></Error>`, refused, "", "")
 	add("XML, deep", 400, strings.Repeat("<a>", 12000), refused, "", "")
+	add("200 refused, invalid UTF-8", 200, `{"RequestId":"R-9","Code":"InvalidParameter","Success":false,"Message":"`+"\xff"+`"}`, refused, "InvalidParameter", "R-9")
 	add("400 over 64 KB", 400, `{"Code":"Throttling"}`+strings.Repeat(" ", 64<<10), refused, "", "")
 
 	// What somebody put in the place of a Code or an ID is not shown.
@@ -936,25 +938,28 @@ func TestClientVerdicts(t *testing.T) {
 		body string
 		want alicaptcha.Result
 	}{
-		"pass":                      {clientPass, passed("T001", "C-1", "R-1")},
-		"as in the manual":          {`{"Code":"Success","Message":"success","RequestId":"R-2","Result":{"VerifyCode":"F001","VerifyResult":false},"Success":true}`, failed("F001", "", "R-2")},
-		"pass without VerifyCode":   {clientDoc(`{"VerifyResult":true}`), passed("T001", "", "R-1")},
-		"refusal without a code":    {clientDoc(`{"VerifyResult":false}`), failed("F001", "", "R-1")},
-		"CertifyId null":            {clientDoc(`{"VerifyResult":true,"VerifyCode":"T001","CertifyId":null}`), passed("T001", "", "R-1")},
-		"CertifyId empty":           {clientDoc(`{"VerifyResult":true,"VerifyCode":"T001","CertifyId":""}`), passed("T001", "", "R-1")},
-		"CertifyId of the client":   {clientDoc(`{"VerifyResult":true,"CertifyId":"用户 1 \"\\\u003c"}`), passed("T001", `用户 1 "\<`, "R-1")},
-		"RequestId null":            {`{"RequestId":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
-		"RequestId missing":         {`{"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
-		"Message null":              {`{"Message":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
-		"unknown T":                 {clientDoc(`{"VerifyResult":true,"VerifyCode":"T999"}`), passed("T999", "", "R-1")},
-		"T005":                      {clientDoc(`{"VerifyResult":true,"VerifyCode":"T005"}`), passed("T005", "", "R-1")},
-		"unknown F":                 {clientDoc(`{"VerifyResult":false,"VerifyCode":"F999"}`), failed("F999", "", "R-1")},
-		"F000":                      {clientDoc(`{"VerifyResult":false,"VerifyCode":"F000"}`), failed("F000", "", "R-1")},
-		"unknown members":           {`{"a":[{"VerifyResult":false}],"RequestId":"R-1","HostId":null,"Code":"Success","Success":true,"Result":{"x":{"VerifyResult":false},"VerifyResult":true,"Score":0.1},"Data":{"Success":false},"z":1e400}`, passed("T001", "", "R-1")},
-		"VerifyResult at the top":   {`{"VerifyResult":false,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
-		"another order":             {`{"Result":{"CertifyId":"C-1","VerifyCode":"T001","VerifyResult":true},"Success":true,"Code":"Success","RequestId":"R-1"}`, passed("T001", "C-1", "R-1")},
-		"white space":               {"\r\n\t {\n \"RequestId\" :\t\"R-1\" ,\"Code\"\n:\"Success\", \"Success\" : true ,\"Result\": { \"VerifyResult\" : true } } \n\n", passed("T001", "", "R-1")},
-		"escaped":                   {`{"\u0043ode":"\u0053uccess","Success":true,"Res\u0075lt":{"VerifyResult":true,"VerifyCode":"\u0054001"}}`, passed("T001", "", "")},
+		"pass":                    {clientPass, passed("T001", "C-1", "R-1")},
+		"as in the manual":        {`{"Code":"Success","Message":"success","RequestId":"R-2","Result":{"VerifyCode":"F001","VerifyResult":false},"Success":true}`, failed("F001", "", "R-2")},
+		"pass without VerifyCode": {clientDoc(`{"VerifyResult":true}`), passed("T001", "", "R-1")},
+		"refusal without a code":  {clientDoc(`{"VerifyResult":false}`), failed("F001", "", "R-1")},
+		"CertifyId null":          {clientDoc(`{"VerifyResult":true,"VerifyCode":"T001","CertifyId":null}`), passed("T001", "", "R-1")},
+		"CertifyId empty":         {clientDoc(`{"VerifyResult":true,"VerifyCode":"T001","CertifyId":""}`), passed("T001", "", "R-1")},
+		"CertifyId of the client": {clientDoc(`{"VerifyResult":true,"CertifyId":"用户 1 \"\\\u003c"}`), passed("T001", `用户 1 "\<`, "R-1")},
+		"RequestId null":          {`{"RequestId":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
+		"RequestId missing":       {`{"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
+		"Message null":            {`{"Message":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
+		"unknown T":               {clientDoc(`{"VerifyResult":true,"VerifyCode":"T999"}`), passed("T999", "", "R-1")},
+		"T005":                    {clientDoc(`{"VerifyResult":true,"VerifyCode":"T005"}`), passed("T005", "", "R-1")},
+		"unknown F":               {clientDoc(`{"VerifyResult":false,"VerifyCode":"F999"}`), failed("F999", "", "R-1")},
+		"F000":                    {clientDoc(`{"VerifyResult":false,"VerifyCode":"F000"}`), failed("F000", "", "R-1")},
+		"unknown members":         {`{"a":[{"VerifyResult":false}],"RequestId":"R-1","HostId":null,"Code":"Success","Success":true,"Result":{"x":{"VerifyResult":false},"VerifyResult":true,"Score":0.1},"Data":{"Success":false},"z":1e400}`, passed("T001", "", "R-1")},
+		"VerifyResult at the top": {`{"VerifyResult":false,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
+		"another order":           {`{"Result":{"CertifyId":"C-1","VerifyCode":"T001","VerifyResult":true},"Success":true,"Code":"Success","RequestId":"R-1"}`, passed("T001", "C-1", "R-1")},
+		"white space":             {"\r\n\t {\n \"RequestId\" :\t\"R-1\" ,\"Code\"\n:\"Success\", \"Success\" : true ,\"Result\": { \"VerifyResult\" : true } } \n\n", passed("T001", "", "R-1")},
+		"escaped":                 {`{"\u0043ode":"\u0053uccess","Success":true,"Res\u0075lt":{"VerifyResult":true,"VerifyCode":"\u0054001"}}`, passed("T001", "", "")},
+		// What a client may have sent, in a refusal that must stay one.
+		"refusal, invalid UTF-8":    {clientDoc(`{"VerifyResult":false,"VerifyCode":"F001","CertifyId":"` + "\xff" + `"}`), failed("F001", "\ufffd", "R-1")},
+		"refusal, lone surrogate":   {clientDoc(`{"VerifyResult":false,"VerifyCode":"F001","CertifyId":"\ud800"}`), failed("F001", "\ufffd", "R-1")},
 		"64 KB":                     {clientPass + strings.Repeat(" ", 64<<10-len(clientPass)), passed("T001", "C-1", "R-1")},
 		"nested as deep as allowed": {`{"x":` + strings.Repeat("[", 1000) + strings.Repeat("]", 1000) + `,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
 	} {
@@ -1887,7 +1892,8 @@ func TestNewClientMalformedProxyInTheEnvironment(t *testing.T) {
 }
 
 // Without a Transport: the environment's proxy gets its password and the
-// service does not, HTTP/2 is spoken, and one connection serves.
+// service does not, one connection serves, and it is never HTTP/2: there one
+// client's hang-ups would end the calls of all.
 func TestClientDefaultTransportThroughAProxy(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("SSL_CERT_FILE is not read here")
@@ -1913,7 +1919,7 @@ func TestClientDefaultTransportThroughAProxy(t *testing.T) {
 	for _, call := range sim.Calls() {
 		require.Empty(t, call.Header.Get("Proxy-Authorization"))
 	}
-	require.Equal(t, []any{"HTTP/2.0"}, slices.Collect(func(yield func(any) bool) { protos.Range(func(k, _ any) bool { return yield(k) }) }))
+	require.Equal(t, []any{"HTTP/1.1"}, slices.Collect(func(yield func(any) bool) { protos.Range(func(k, _ any) bool { return yield(k) }) }))
 
 	// Nobody's certificate is believed without a root for it.
 	out = clientRunChild(t, "verify https://example.com", "HTTPS_PROXY=http://user:hunter2@"+addr, "SSL_CERT_FILE="+roots+".none", "SSL_CERT_DIR="+t.TempDir())
@@ -2058,6 +2064,20 @@ func TestErrorTextsOfTheConnection(t *testing.T) {
 		"read": {func(t *testing.T) *alicaptcha.Client {
 			return clientNew(t, clientConfig(clientFailing(&net.OpError{Op: "read", Net: "tcp", Err: secret})))
 		}, alicaptcha.ServiceUnavailable, ""},
+		"reset": {func(t *testing.T) *alicaptcha.Client {
+			return clientNew(t, clientConfig(clientFailing(&net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)})))
+		}, alicaptcha.ServiceUnavailable, "read: connection reset by peer"},
+		"closed": {func(t *testing.T) *alicaptcha.Client { return clientNew(t, clientConfig(clientFailing(io.EOF))) }, alicaptcha.ServiceUnavailable, "closed before the end"},
+		"a proxy that is down": {func(t *testing.T) *alicaptcha.Client {
+			return clientNew(t, clientConfig(clientFailing(&net.OpError{Op: "proxyconnect", Net: "tcp", Err: &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}})))
+		}, alicaptcha.ServiceUnavailable, "dial tcp: connect: connection refused"},
+		// What runs out here is what clients can use up.
+		"no descriptors": {func(t *testing.T) *alicaptcha.Client {
+			return clientNew(t, clientConfig(clientFailing(&net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", syscall.EMFILE)})))
+		}, alicaptcha.Overloaded, "too many open files"},
+		"no descriptors for DNS": {func(t *testing.T) *alicaptcha.Client {
+			return clientNew(t, clientConfig(clientFailing(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "dial udp 127.0.0.1:53: socket: too many open files", Name: "captcha.example"}})))
+		}, alicaptcha.Overloaded, "too many open files"},
 		"URL": {func(t *testing.T) *alicaptcha.Client {
 			return clientNew(t, clientConfig(clientFailing(&url.Error{Op: "Post", URL: "https://user:hunter2@host", Err: secret})))
 		}, alicaptcha.ServiceUnavailable, ""},
@@ -2440,7 +2460,31 @@ func TestClientHangingCredential(t *testing.T) {
 		}
 		require.Equal(t, 2, c.count(), "one question at a time")
 
-		time.Sleep(10 * time.Second)
+		// A source that hangs stalls nobody: the service may still take the old keys.
+		time.Sleep(time.Hour)
+		start := time.Now()
+		require.Equal(t, "key-1", c.verify(t))
+		require.Zero(t, time.Since(start))
+		require.Equal(t, 2, c.count())
+
+		close(release)
+		synctest.Wait()
+		require.Equal(t, "key-2", c.verify(t))
+	})
+}
+
+// After a quiet time the keys may have ended, so a call waits for new ones, but
+// neither past its context nor for longer than the source is given.
+func TestClientWaitsForKeysThatMayHaveEnded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		c := clientRotate(t, func(n int) error {
+			if n > 1 {
+				<-release
+			}
+			return nil
+		})
+		time.Sleep(time.Hour)
 		start := time.Now()
 		result, err := c.client.Verify(context.Background(), alicaptcha.Request{Param: clientParam})
 		require.Equal(t, alicaptcha.ServiceTimeout, clientFault(t, result, err).Code)
@@ -2449,15 +2493,13 @@ func TestClientHangingCredential(t *testing.T) {
 
 		ctx, cancel := context.WithCancel(context.Background())
 		time.AfterFunc(time.Second, cancel)
-		start = time.Now()
 		result, err = c.client.Verify(ctx, alicaptcha.Request{Param: clientParam})
 		require.Equal(t, alicaptcha.ClientCanceled, clientFault(t, result, err).Code)
-		require.Equal(t, time.Second, time.Since(start))
-		require.Equal(t, 2, c.count())
+		require.Equal(t, 6*time.Second, time.Since(start))
 
+		require.Equal(t, "key-1", c.verify(t))
+		require.Equal(t, 10*time.Second, time.Since(start))
 		close(release)
-		synctest.Wait()
-		require.Equal(t, "key-2", c.verify(t))
 	})
 }
 

@@ -155,7 +155,7 @@ func realService(getenv func(string) string) (s settings, ok bool, err error) {
 	case len(required):
 		return settings{}, false, nil
 	}
-	return settings{}, false, fmt.Errorf("the environment has only a part of what the real service needs; missing: %s", strings.Join(missing, ", "))
+	return settings{}, false, fmt.Errorf("the environment has only a part of what the real service needs; missing: %s (without any of them the site runs on a simulator)", strings.Join(missing, ", "))
 }
 
 // simulated returns the settings for the simulator. It has the keys, so that

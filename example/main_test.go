@@ -414,7 +414,7 @@ func TestStartFailures(t *testing.T) {
 		"bad address":             {[]string{"-addr", "nowhere"}, nil, 1, "missing port"},
 		"bad flag":                {[]string{"-nonsense"}, nil, 2, "-nonsense"},
 		"argument":                {[]string{"nonsense"}, nil, 2, "nonsense"},
-		"half an environment":     {anyPort, half, 1, "missing: ALIBABA_CLOUD_ACCESS_KEY_SECRET, CAPTCHA_SCENE_LOGIN\n"},
+		"half an environment":     {anyPort, half, 1, "missing: ALIBABA_CLOUD_ACCESS_KEY_SECRET, CAPTCHA_SCENE_LOGIN (without any"},
 		"unknown region":          {anyPort, elsewhere, 1, "Region"},
 	} {
 		t.Run(name, func(t *testing.T) {
