@@ -24,7 +24,8 @@ type TestingT interface {
 // It does not go by the status of the answer, which others can write too, but
 // asks the middleware what it did. The body is empty, of type application/json.
 // A route behind a login is reported, because the login answers first: give
-// AssertProtected a handler without it.
+// AssertProtected a handler without it. What a Deferred handler does after
+// Require said no, it does not see.
 func AssertProtected(t TestingT, h http.Handler, routes ...string) bool {
 	t.Helper()
 	if len(routes) == 0 {
