@@ -305,6 +305,9 @@ func (v *visit) require(w http.ResponseWriter, r *http.Request) bool {
 			v.m.reject(w, r, v.outcome)
 		}
 	})
+	if !v.done.Load() { // the first call panicked, and somebody has caught it
+		WriteRejection(w, r, Outcome{Code: ServiceUnavailable})
+	}
 	return v.goesOn
 }
 

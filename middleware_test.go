@@ -846,6 +846,7 @@ func TestDeferred(t *testing.T) {
 		gateOf(verifier).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			require.Panics(t, func() { alicaptcha.Require(w, r) })
 			require.False(t, alicaptcha.Require(w, r))
+			require.Equal(t, 503, w.(*httptest.ResponseRecorder).Code)
 			_, found := alicaptcha.FromContext(r.Context())
 			require.False(t, found)
 		})).ServeHTTP(httptest.NewRecorder(), loginRequest())

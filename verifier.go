@@ -369,8 +369,7 @@ func newTransport() *http.Transport {
 // Verify asks the service for its verdict, by VerifyIntelligentCaptcha. It takes
 // until the deadline of ctx at most, or 5 s where ctx has none. Every error is
 // an [*Error]: ClientCanceled if ctx was cancelled, ServiceTimeout if its
-// deadline passed.
-// Nothing is sent twice.
+// deadline passed. Nothing is sent twice.
 func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	switch {
 	case c == nil || c.keys == nil:
