@@ -481,26 +481,19 @@ func (m *Middleware) logger() *slog.Logger {
 }
 
 func (m *Middleware) log(ctx context.Context, o Outcome) {
-	level, text := slog.LevelInfo, "captcha: rejected"
-	switch {
+	level, text := slog.LevelDebug, "captcha: passed"
+	switch _, known := codes[o.Code]; {
+	case o.Allowed && o.Verified && !known:
+		level, text = slog.LevelWarn, "captcha: passed with a code that this version does not know"
 	case o.Allowed && o.Verified:
-		level, text = slog.LevelDebug, "captcha: passed"
-		if _, known := codes[o.Code]; !known {
-			level, text = slog.LevelWarn, "captcha: passed with a code that this version does not know"
-		}
-	case o.Allowed:
+	case o.Allowed && o.Result.Passed: // test mode, by the operator's word
 		level, text = slog.LevelWarn, "captcha: let through unverified"
+	case o.Allowed:
+		level, text = max(m.severity(o.Code), slog.LevelWarn), "captcha: let through unverified"
+	case m.cfg.ReportOnly:
+		level, text = max(m.severity(o.Code), slog.LevelWarn), "captcha: let through by ReportOnly, would have been rejected"
 	default:
-		severity, once := o.Code.severity()
-		if once {
-			// A flood must not drown the line that counts.
-			m.loud[o.Code].Do(func() { level = severity })
-		} else {
-			level = severity
-		}
-		if m.cfg.ReportOnly {
-			level, text = max(level, slog.LevelWarn), "captcha: let through by ReportOnly, would have been rejected"
-		}
+		level, text = m.severity(o.Code), "captcha: rejected"
 	}
 	logger := m.logger()
 	if !logger.Enabled(ctx, level) {
@@ -528,6 +521,20 @@ func (m *Middleware) log(ctx context.Context, o Outcome) {
 		attrs = append(attrs, slog.String("captcha.description", o.Code.Description()))
 	}
 	logger.LogAttrs(ctx, level, text, attrs...)
+}
+
+// severity returns the level at which an end in c is logged now.
+func (m *Middleware) severity(c Code) slog.Level {
+	level, once := c.severity()
+	if once {
+		// A flood must not drown the line that counts.
+		loud := false
+		m.loud[c].Do(func() { loud = true })
+		if !loud {
+			return slog.LevelInfo
+		}
+	}
+	return level
 }
 
 // clean makes a text from outside fit for a log: short, and printable ASCII.

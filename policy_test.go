@@ -222,7 +222,7 @@ func TestOpening(t *testing.T) {
 					require.True(t, tr.called)
 					require.True(t, o.Allowed)
 					require.Equal(t, o, tr.inside)
-					require.Equal(t, []slog.Level{warn}, tr.log.levels())
+					require.Equal(t, []slog.Level{max(row.level, warn)}, tr.log.levels())
 					require.Contains(t, tr.log.String(), "let through unverified")
 					continue
 				}

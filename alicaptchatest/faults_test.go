@@ -543,19 +543,12 @@ func TestThrottle(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) { // only Advance moves time
 		s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
-		ahead := time.Duration(0)
-		advance := func(d time.Duration) {
-			ahead += d
-			s.Advance(d)
-		}
+		advance := s.Advance
 		// answered returns how many of n calls were; the others were throttled.
 		answered := func(n int) (ok int) {
 			for range n {
-				r := newCall(form("x"))
-				r.Header.Set("X-Acs-Date", time.Now().Add(ahead).UTC().Format(time.RFC3339))
-				signWith(r, "test-id", "test-secret")
 				w := httptest.NewRecorder()
-				s.ServeHTTP(w, r)
+				s.ServeHTTP(w, signed(form("x")))
 				if w.Code == 200 {
 					ok++
 				} else if w.Code != 503 || !strings.Contains(w.Body.String(), `"Code":"Throttling.User"`) {

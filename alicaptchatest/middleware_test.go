@@ -136,3 +136,22 @@ func TestMiddlewareOnSimulator(t *testing.T) {
 	}
 	require.Equal(t, 6, srv.Count())
 }
+
+// The clock can be moved under a Client, too.
+func TestClientSeesExpiry(t *testing.T) {
+	t.Parallel()
+	server := alicaptchatest.Start(t, alicaptchatest.Config{})
+	client := server.Client()
+	for _, row := range []struct {
+		format alicaptchatest.Format
+		age    time.Duration
+		code   alicaptcha.Code
+	}{{alicaptchatest.V2, 21 * time.Minute, "F014"}, {alicaptchatest.V3, 91 * time.Second, "F019"}, {alicaptchatest.V3, time.Minute, "T001"}} {
+		param, err := server.Issue(alicaptchatest.Issue{SceneID: "login", Format: row.format})
+		require.NoError(t, err)
+		server.Advance(row.age)
+		result, err := client.Verify(t.Context(), alicaptcha.Request{Param: param, SceneID: "login"})
+		require.NoError(t, err)
+		require.Equal(t, row.code, result.Code)
+	}
+}

@@ -175,9 +175,9 @@ func (s *Simulator) Count() int {
 	return s.count
 }
 
-// Advance moves the Simulator's clock forward, by which params expire and the
-// dates of signatures are checked: a client's clock, which stays, is wrong by
-// as much afterwards. It panics if d is negative.
+// Advance moves the Simulator's clock forward, by which params expire and calls
+// are throttled. The dates of signatures are still checked by the real time, as
+// the client's clock stays. It panics if d is negative.
 func (s *Simulator) Advance(d time.Duration) {
 	if d < 0 {
 		panic("alicaptchatest: Advance by a negative duration")
@@ -193,7 +193,7 @@ func (s *Simulator) now() time.Time {
 	now := time.Now().Add(s.offset)
 	if now.Sub(s.swept) > time.Minute {
 		s.swept = now
-		maps.DeleteFunc(s.nonces, func(_ string, until time.Time) bool { return now.After(until) })
+		maps.DeleteFunc(s.nonces, func(_ string, until time.Time) bool { return time.Now().After(until) })
 		maps.DeleteFunc(s.minted, func(_ string, rec *record) bool { return now.Sub(rec.at) > paramKept })
 	}
 	return now

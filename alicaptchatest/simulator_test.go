@@ -410,7 +410,7 @@ func TestDateWindow(t *testing.T) {
 		}
 		s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
 		s.Advance(16 * time.Minute)
-		require.Equal(t, "InvalidTimeStamp.Expired", send(t, s, signed(form("x"))).Code, "the simulator's clock counts")
+		require.Equal(t, "Success", send(t, s, signed(form("x"))).Code, "the client's clock did not advance")
 	})
 }
 
@@ -432,11 +432,11 @@ func TestNonces(t *testing.T) {
 		require.Equal(t, "Success", with("b", "test-secret", 0))
 		require.Equal(t, "Success", with("ahead", "test-secret", 10*time.Minute))
 
-		s.Advance(15 * time.Minute)
-		require.Equal(t, "SignatureNonceUsed", with("a", "test-secret", 15*time.Minute))
-		s.Advance(time.Second)
-		require.Equal(t, "Success", with("a", "test-secret", 15*time.Minute), "the first would be refused by its date now")
-		require.Equal(t, "SignatureNonceUsed", with("ahead", "test-secret", 15*time.Minute), "the first still has a valid date")
+		time.Sleep(15 * time.Minute)
+		require.Equal(t, "SignatureNonceUsed", with("a", "test-secret", 0))
+		time.Sleep(time.Second)
+		require.Equal(t, "Success", with("a", "test-secret", 0), "the first would be refused by its date now")
+		require.Equal(t, "SignatureNonceUsed", with("ahead", "test-secret", 0), "the first still has a valid date")
 	})
 }
 
@@ -653,10 +653,7 @@ func TestExpiry(t *testing.T) {
 			s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
 			param := issue(t, s, alicaptchatest.Issue{Format: c.format})
 			s.Advance(c.age)
-			r := newCall(form(param, "login"))
-			r.Header.Set("X-Acs-Date", time.Now().UTC().Add(c.age).Format(time.RFC3339))
-			signWith(r, "test-id", "test-secret")
-			require.Equal(t, c.code, send(t, s, r).Result.VerifyCode, c)
+			require.Equal(t, c.code, verify(t, s, param, "login"), c)
 		}
 
 		s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
