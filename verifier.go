@@ -827,7 +827,7 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 	usable := k.failed || now.Sub(k.got) <= keysStale
 	patience := keysPatience - now.Sub(k.asked)
 	k.mu.Unlock()
-	if usable || asking == nil || patience <= 0 {
+	if usable || asking == nil {
 		return key, nil
 	}
 	timer := time.NewTimer(patience)

@@ -105,8 +105,7 @@ func TestTransportClosesIdleConnections(t *testing.T) {
 	})
 }
 
-// An HTTP/2 connection that died without a word is noticed, and the calls after
-// that have another.
+// A connection that died without a word costs one call; those after it have another.
 func TestTransportNoticesADeadConnection(t *testing.T) {
 	certified := httptest.NewTLSServer(http.NotFoundHandler())
 	defer certified.Close()
