@@ -54,7 +54,8 @@ func FromHeader(name string) Extractor {
 
 // notInToken reports a rune that stands in no token of RFC 9110, section 5.6.2.
 func notInToken(r rune) bool {
-	return notInHost(r) && !strings.ContainsRune("!#$%&'*+^_`|~", r) || r == ':'
+	isAlphanumeric := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+	return !isAlphanumeric && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
 }
 
 // FromForm finds the param in a body of type application/x-www-form-urlencoded
@@ -132,9 +133,9 @@ func isJSON(kind string) bool {
 }
 
 var (
-	errEncoded = safeError{text: "the body is compressed"}
-	errBody    = safeError{text: "the body cannot be read as its Content-Type says"}
-	errValue   = safeError{text: "the field is not a string"}
+	errEncoded = errors.New("alicaptcha: the body is compressed")
+	errBody    = errors.New("alicaptcha: the body cannot be read as its Content-Type says")
+	errValue   = errors.New("alicaptcha: the field is not a string")
 )
 
 // bodyError returns what an Extractor tells of err: a parser's own text would

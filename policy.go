@@ -143,7 +143,7 @@ var codes = map[Code]codeInfo{
 	ServiceUnavailable: {"The service could not be reached, or gave an answer that is no verdict.", actUnavailable, openLimited},
 	ServiceThrottled:   {"The service throttled the call: the account's limit on verifications a second is reached.", actUnavailable, openNever},
 	Misconfigured:      {"The operator has to act: check the AccessKey and its permission AliyunYundunAFSFullAccess, that the service is activated and paid, the endpoint, the clock and the scene ID.", actOperator, openLimited},
-	Overloaded:         {"The limit on verifications at once, or the request's own deadline, was reached.", actUnavailable, openNever},
+	Overloaded:         {"The limit on verifications at once, the request's own deadline, or a limit of this machine (open files, ports, memory) was reached.", actUnavailable, openNever},
 }
 
 // Description returns one sentence about c for a log or an operator. It is not

@@ -548,14 +548,17 @@ var misconfigured = []string{
 func readAnswer(status int, body []byte) (Result, *Error) {
 	doc, err := parseDocument(body)
 	if err != nil {
-		// The service may repeat what a client sent, and a client must not be
-		// able to make an outage of its refusal.
+		// The service may repeat what a client sent. That must neither make an
+		// outage of its refusal, nor is a pass believed that is not strict.
 		doc, err = parseDocument(body, jsontext.AllowInvalidUTF8(true))
-		if err != nil || doc.result.Passed {
+		switch {
+		case err == nil && doc.result.Passed && status == http.StatusOK:
+			return Result{}, &Error{Code: RequestRefused, Status: status}
+		case err != nil:
 			doc = document{}
-		}
-		if err != nil && status != http.StatusOK {
-			doc.fromXML(body)
+			if status != http.StatusOK {
+				doc.fromXML(body)
+			}
 		}
 	}
 	if status == http.StatusOK && doc.success == jsontext.KindTrue && doc.code == "Success" && doc.hasVerdict {

@@ -608,10 +608,6 @@ func clientNoVerdicts() []clientAnswerRow {
 		"comment":                       "/* */" + clientPass,
 		"comma at the end":              strings.Replace(clientPass, `"C-1"}`, `"C-1",}`, 1),
 		"single quotes":                 strings.ReplaceAll(clientPass, `"`, `'`),
-		"invalid UTF-8 in a name":       strings.Replace(clientPass, `{"RequestId"`, `{"x`+"\xff"+`":1,"RequestId"`, 1),
-		"invalid UTF-8 in Message":      strings.Replace(clientPass, `"success"`, `"succ`+"\xff"+`ess"`, 1),
-		"invalid UTF-8 in the code":     clientDoc(`{"VerifyResult":true,"VerifyCode":"T001` + "\xff" + `"}`),
-		"lone surrogate":                clientDoc(`{"VerifyResult":true,"CertifyId":"\ud800"}`),
 		"control character in a string": clientDoc("{\"VerifyResult\":true,\"CertifyId\":\"a\nb\"}"),
 		"deep nesting":                  strings.Replace(clientPass, `{"RequestId"`, `{"x":`+strings.Repeat("[", 20000)+strings.Repeat("]", 20000)+`,"RequestId"`, 1),
 		"deep nesting, not closed":      `{"x":` + strings.Repeat(`{"x":`, 10500),
@@ -788,6 +784,11 @@ func clientNoVerdicts() []clientAnswerRow {
 	add("XML with a file", 400, `<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><Error><Code>&a;</Code></Error>`, refused, "", "")
 	add("XML, deep", 400, strings.Repeat("<a>", 12000), refused, "", "")
 	add("200 refused, invalid UTF-8", 200, `{"RequestId":"R-9","Code":"InvalidParameter","Success":false,"Message":"`+"\xff"+`"}`, refused, "InvalidParameter", "R-9")
+	// A pass that is not strict is none, but a client may have brought that about, so it ends in no Code that is opened.
+	add("pass, invalid UTF-8 in a name", 200, strings.Replace(clientPass, `{"RequestId"`, `{"x`+"\xff"+`":1,"RequestId"`, 1), refused, "", "")
+	add("pass, invalid UTF-8 in Message", 200, strings.Replace(clientPass, `"success"`, `"succ`+"\xff"+`ess"`, 1), refused, "", "")
+	add("pass, invalid UTF-8 in the code", 200, clientDoc(`{"VerifyResult":true,"VerifyCode":"T001`+"\xff"+`"}`), refused, "", "")
+	add("pass, lone surrogate", 200, clientDoc(`{"VerifyResult":true,"CertifyId":"\ud800"}`), refused, "", "")
 	add("400 over 64 KB", 400, `{"Code":"Throttling"}`+strings.Repeat(" ", 64<<10), refused, "", "")
 
 	// What somebody put in the place of a Code or an ID is not shown.
