@@ -9,6 +9,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha"
 )
 
 // Each piece of Go in the README is compiled: a program by itself, any other as
@@ -39,4 +41,12 @@ func TestReadme(t *testing.T) {
 		}
 		require.Contains(t, flat(string(examples)), flat(code))
 	}
+}
+
+// The rejection that the README shows is one.
+func TestReadmeRejection(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	body := reject(loginRequest(), alicaptcha.Outcome{Code: alicaptcha.F018}).Body.String()
+	require.Contains(t, string(readme), "```json\n"+body+"```")
 }

@@ -2,12 +2,15 @@ package alicaptcha
 
 import (
 	"encoding/json"
+	"fmt"
 	"html"
 	"net/http"
 	"net/url"
 	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/text/language"
 )
 
 // A problem is the body of a rejection, as in RFC 9457. With the type
@@ -21,22 +24,66 @@ type problem struct {
 	Retry  bool   `json:"retry"`
 }
 
-// details says each reason in words for the person who reads them.
-var details = map[string]string{
-	reasonMissing:     "Please complete the captcha and send the form again.",
-	reasonInvalid:     "The captcha could not be read. Please reload the page and solve it again.",
-	reasonExpired:     "The captcha has expired or was used already. Please solve a new one.",
-	reasonRejected:    "The captcha was not passed.",
-	reasonRateLimited: "There were too many attempts. Please wait a minute before you try again.",
-	reasonUnavailable: "The captcha cannot be checked right now. Please try again later.",
+// A wording is what a rejection says to the person who reads it.
+type wording struct {
+	details map[string]string // by reason
+	wait    string            // with the seconds
+	retry   string            // a new challenge may succeed
+	later   string            // it is not the client's doing
+	final   string            // a new challenge will not succeed
+	space   string            // between two sentences
+	title   string
+	back    string // a link's
+	goBack  string // where there is no link
 }
+
+var english = wording{
+	details: map[string]string{
+		reasonMissing:     "The captcha was not completed. It needs JavaScript.",
+		reasonInvalid:     "The captcha could not be read.",
+		reasonExpired:     "The captcha has expired or was used already.",
+		reasonRejected:    "The captcha was not passed.",
+		reasonRateLimited: "There were too many attempts.",
+		reasonUnavailable: "The captcha cannot be checked right now.",
+	},
+	wait:   "You can try again in %d s.",
+	retry:  "Please solve a new one.",
+	later:  "Please try again later.",
+	final:  "Trying again in this browser will not help.",
+	space:  " ",
+	title:  "Captcha",
+	back:   "Go back",
+	goBack: "Please go back to the page before this one.",
+}
+
+var chinese = wording{
+	details: map[string]string{
+		reasonMissing:     "验证码尚未完成。完成验证需要启用 JavaScript。",
+		reasonInvalid:     "无法识别验证码。",
+		reasonExpired:     "验证码已过期或已被使用。",
+		reasonRejected:    "验证码未通过。",
+		reasonRateLimited: "尝试次数过多。",
+		reasonUnavailable: "暂时无法校验验证码。",
+	},
+	wait:   "请在 %d 秒后重试。",
+	retry:  "请重新完成验证。",
+	later:  "请稍后再试。",
+	final:  "在此浏览器中重试无效。",
+	title:  "验证码",
+	back:   "返回",
+	goBack: "请返回上一页。",
+}
+
+// languages are those of the wordings, the default one first.
+var languages = language.NewMatcher([]language.Tag{language.English, language.SimplifiedChinese})
 
 // WriteRejection answers r with the rejection of o.Action, as
 // application/problem+json (RFC 9457) with the members reason and retry, or as
-// a plain HTML page where the Accept header prefers text/html. Neither says
-// what the service said. It sets Cache-Control, Vary and, where the Action has
-// one, Retry-After; a HEAD has no body. For ClientCanceled it writes the status
-// alone: nobody reads more.
+// a plain HTML page where the Accept header prefers text/html, in English or,
+// where Accept-Language prefers it, in Chinese. Neither says what the service
+// said. It sets Cache-Control, Vary and, where the Action has one, Retry-After;
+// a HEAD has no body. For ClientCanceled it writes the status alone: nobody
+// reads more.
 //
 // It is what a Config without OnReject uses. It always rejects, also an Outcome
 // that is Allowed; what o.Action leaves out, or all of it, is the default.
@@ -54,32 +101,37 @@ func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
 		h.Del(name) // of the page that this one replaces
 	}
 	h.Set("Cache-Control", "no-store")
-	if a.RetryAfter > 0 {
-		seconds := (a.RetryAfter + time.Second - 1) / time.Second
-		h.Set("Retry-After", strconv.FormatInt(int64(seconds), 10))
+	seconds := int64(max(a.RetryAfter+time.Second-1, 0) / time.Second)
+	if seconds > 0 {
+		h.Set("Retry-After", strconv.FormatInt(seconds, 10))
 	}
 	if o.Code == ClientCanceled {
 		w.WriteHeader(a.Status)
 		return
 	}
 
-	detail := details[a.Reason]
-	if detail == "" {
-		detail = details[reasonRejected]
+	words, lang := english, "en"
+	// No browser's list is that long, and a megabyte of it would take its time.
+	if accept := strings.Join(r.Header.Values("Accept-Language"), ","); len(accept) <= 1000 {
+		if _, i := language.MatchStrings(languages, accept); i == 1 {
+			words, lang = chinese, "zh-CN"
+		}
 	}
 	h.Add("Vary", "Accept")
+	h.Add("Vary", "Accept-Language")
+	h.Set("Content-Language", lang)
 	h.Set("X-Content-Type-Options", "nosniff")
 	var body []byte
 	if prefersHTML(r.Header.Values("Accept")) {
 		h.Set("Content-Type", "text/html; charset=utf-8")
-		body = rejectionPage(r, detail)
+		body = words.page(r, lang, words.detail(a, seconds))
 	} else {
 		h.Set("Content-Type", "application/problem+json")
 		title := http.StatusText(a.Status)
 		if title == "" {
 			title = "Rejected"
 		}
-		body, _ = json.Marshal(problem{"about:blank", title, a.Status, detail, a.Reason, a.Retry}) // strings, a number and a bool
+		body, _ = json.Marshal(problem{"about:blank", title, a.Status, words.detail(a, seconds), a.Reason, a.Retry}) // strings, a number and a bool
 		body = append(body, '\n')
 	}
 	w.WriteHeader(a.Status)
@@ -88,22 +140,43 @@ func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
 	}
 }
 
-func rejectionPage(r *http.Request, detail string) []byte {
-	back := "<p>Go back to the page before this one to try again.</p>"
+// detail says what happened and what helps.
+func (words wording) detail(a Action, seconds int64) string {
+	detail := words.details[a.Reason]
+	if detail == "" {
+		detail = words.details[reasonRejected]
+	}
+	switch {
+	case seconds > 0:
+		return detail + words.space + fmt.Sprintf(words.wait, seconds)
+	case a.Retry:
+		return detail + words.space + words.retry
+	case a.Reason == reasonUnavailable || a.Reason == reasonRateLimited:
+		return detail + words.space + words.later
+	}
+	return detail + words.space + words.final
+}
+
+func (words wording) page(r *http.Request, lang, detail string) []byte {
+	back := "<p>" + words.goBack + "</p>"
 	if from, err := url.Parse(r.Referer()); err == nil && from.Host == r.Host && strings.HasPrefix(from.Path, "/") && !strings.HasPrefix(from.Path, "//") {
-		back = `<p><a href="` + html.EscapeString(from.RequestURI()) + `">Go back and try again</a></p>`
+		back = `<p><a href="` + html.EscapeString(from.RequestURI()) + `">` + words.back + `</a></p>`
 	}
 	return []byte(`<!DOCTYPE html>
-<html lang="en">
+<html lang="` + lang + `">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Captcha</title>
+<meta name="color-scheme" content="light dark">
+<title>` + words.title + `</title>
+<style>body { font: 1.125rem/1.5 system-ui, sans-serif; max-width: 36rem; margin: 3rem auto; padding: 0 1rem }</style>
 </head>
 <body>
-<h1>Captcha</h1>
+<main>
+<h1>` + words.title + `</h1>
 <p role="alert">` + html.EscapeString(detail) + `</p>
 ` + back + `
+</main>
 </body>
 </html>
 `)

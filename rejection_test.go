@@ -27,7 +27,8 @@ func TestWriteRejectionIsAProblem(t *testing.T) {
 	require.Equal(t, http.Header{
 		"Content-Type":           {"application/problem+json"},
 		"Cache-Control":          {"no-store"},
-		"Vary":                   {"Accept"},
+		"Content-Language":       {"en"},
+		"Vary":                   {"Accept", "Accept-Language"},
 		"X-Content-Type-Options": {"nosniff"},
 	}, w.Header())
 	var body map[string]any
@@ -112,6 +113,81 @@ func TestRejectionPageLeadsBack(t *testing.T) {
 	}
 }
 
+func TestWriteRejectionByAcceptLanguage(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		accept []string
+		lang   string
+	}{
+		{nil, "en"},
+		{[]string{""}, "en"},
+		{[]string{"*"}, "en"},
+		{[]string{"fr"}, "en"},
+		{[]string{"zh-CN,zh;q=0.9,en;q=0.8"}, "zh-CN"},
+		{[]string{"zh"}, "zh-CN"},
+		{[]string{"ZH-hans"}, "zh-CN"},
+		{[]string{"zh-TW"}, "zh-CN"}, // rather than English
+		{[]string{"en-US,en;q=0.9,zh;q=0.8"}, "en"},
+		{[]string{"en;q=0.5, zh;q=0.6"}, "zh-CN"},
+		{[]string{"fr, zh;q=0.1"}, "zh-CN"},
+		{[]string{"fr", "zh"}, "zh-CN"},
+		{[]string{"en;q=0.1", "zh;q=0.2"}, "zh-CN"},
+		{[]string{"zh;q=0, en"}, "en"},
+		{[]string{"zh;q=x"}, "en"},
+		{[]string{";;;,,,-"}, "en"},
+		{[]string{strings.Repeat("zh-", 10_000)}, "en"},
+		{[]string{strings.Repeat("zh,", 10_000)}, "en"},
+	} {
+		for _, accept := range []string{"application/json", "text/html"} {
+			r := loginRequest()
+			r.Header.Set("Accept", accept)
+			r.Header["Accept-Language"] = row.accept
+			w := reject(r, alicaptcha.Outcome{Code: alicaptcha.F007})
+			require.Equal(t, row.lang, w.Header().Get("Content-Language"), "%.40q", row.accept)
+			text := "The captcha has expired or was used already. Please solve a new one."
+			if row.lang == "zh-CN" {
+				text = "验证码已过期或已被使用。请重新完成验证。"
+			}
+			require.Contains(t, w.Body.String(), text)
+			if accept == "text/html" {
+				require.Contains(t, w.Body.String(), `<html lang="`+row.lang+`">`)
+			}
+		}
+	}
+}
+
+// Each reason has words of its own in both languages, and each ends with what
+// helps: a new challenge, time, or nothing that the client can do.
+func TestRejectionsSayWhatHelps(t *testing.T) {
+	t.Parallel()
+	detail := func(lang string, o alicaptcha.Outcome) string {
+		r := loginRequest()
+		r.Header.Set("Accept-Language", lang)
+		var body struct{ Detail string }
+		require.NoError(t, json.Unmarshal(reject(r, o).Body.Bytes(), &body))
+		return body.Detail
+	}
+	for _, row := range []struct {
+		o           alicaptcha.Outcome
+		english, zh string
+	}{
+		{alicaptcha.Outcome{Code: alicaptcha.ParamMissing}, "The captcha was not completed. It needs JavaScript. Please solve a new one.", "验证码尚未完成。完成验证需要启用 JavaScript。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F003}, "The captcha could not be read. Please solve a new one.", "无法识别验证码。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.ParamTooLarge}, "The captcha could not be read. Trying again in this browser will not help.", "无法识别验证码。在此浏览器中重试无效。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F018}, "The captcha has expired or was used already. Please solve a new one.", "验证码已过期或已被使用。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F001}, "The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F009}, "The captcha was not passed. Trying again in this browser will not help.", "验证码未通过。在此浏览器中重试无效。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010}, "There were too many attempts. You can try again in 60 s.", "尝试次数过多。请在 60 秒后重试。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Reject(429)}, "There were too many attempts. Please try again later.", "尝试次数过多。请稍后再试。"},
+		{alicaptcha.Outcome{Code: alicaptcha.ServiceTimeout}, "The captcha cannot be checked right now. You can try again in 5 s.", "暂时无法校验验证码。请在 5 秒后重试。"},
+		{alicaptcha.Outcome{Code: alicaptcha.Misconfigured}, "The captcha cannot be checked right now. Please try again later.", "暂时无法校验验证码。请稍后再试。"},
+		{alicaptcha.Outcome{Action: alicaptcha.Action{Reason: "mine", Retry: true}}, "The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。"},
+	} {
+		require.Equal(t, row.english, detail("en", row.o), row.o.Code)
+		require.Equal(t, row.zh, detail("zh", row.o), row.o.Code)
+	}
+}
+
 func TestWriteRejectionHeadHasNoBody(t *testing.T) {
 	t.Parallel()
 	for _, accept := range []string{"*/*", "text/html"} {
@@ -169,5 +245,5 @@ func TestWriteRejectionReplacesThePage(t *testing.T) {
 	for name, values := range w.Header() {
 		require.NotContains(t, strings.Join(values, ","), "another", name)
 	}
-	require.Equal(t, []string{"Origin", "Accept"}, w.Header().Values("Vary"))
+	require.Equal(t, []string{"Origin", "Accept", "Accept-Language"}, w.Header().Values("Vary"))
 }
