@@ -32,6 +32,7 @@ type wording struct {
 	later   string            // it is not the client's doing
 	final   string            // a new challenge will not succeed
 	space   string            // between two sentences
+	script  string            // in a page that a browser without JavaScript got to
 	title   string
 	back    string // a link's
 	goBack  string // where there is no link
@@ -39,7 +40,7 @@ type wording struct {
 
 var english = wording{
 	details: map[string]string{
-		reasonMissing:     "The captcha was not completed. It needs JavaScript.",
+		reasonMissing:     "The captcha was not completed.",
 		reasonInvalid:     "The captcha could not be read.",
 		reasonExpired:     "The captcha has expired or was used already.",
 		reasonRejected:    "The captcha was not passed.",
@@ -51,6 +52,7 @@ var english = wording{
 	later:  "Please try again later.",
 	final:  "Trying again in this browser will not help.",
 	space:  " ",
+	script: "The captcha needs JavaScript. Please switch it on.",
 	title:  "Captcha",
 	back:   "Go back",
 	goBack: "Please go back to the page before this one.",
@@ -58,7 +60,7 @@ var english = wording{
 
 var chinese = wording{
 	details: map[string]string{
-		reasonMissing:     "验证码尚未完成。完成验证需要启用 JavaScript。",
+		reasonMissing:     "验证码尚未完成。",
 		reasonInvalid:     "无法识别验证码。",
 		reasonExpired:     "验证码已过期或已被使用。",
 		reasonRejected:    "验证码未通过。",
@@ -69,6 +71,7 @@ var chinese = wording{
 	retry:  "请重新完成验证。",
 	later:  "请稍后再试。",
 	final:  "在此浏览器中重试无效。",
+	script: "验证码需要 JavaScript，请启用。",
 	title:  "验证码",
 	back:   "返回",
 	goBack: "请返回上一页。",
@@ -169,12 +172,14 @@ func (words wording) page(r *http.Request, lang, detail string) []byte {
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="color-scheme" content="light dark">
 <title>` + words.title + `</title>
-<style>body { font: 1.125rem/1.5 system-ui, sans-serif; max-width: 36rem; margin: 3rem auto; padding: 0 1rem }</style>
+<style>body { font: 1.125rem/1.75 system-ui, sans-serif; max-width: 36rem; margin: 3rem auto; padding: 0 1rem }
+a { display: inline-block; padding: .5rem 0 }</style>
 </head>
 <body>
 <main>
 <h1>` + words.title + `</h1>
 <p role="alert">` + html.EscapeString(detail) + `</p>
+<noscript><p>` + words.script + `</p></noscript>
 ` + back + `
 </main>
 </body>

@@ -171,7 +171,7 @@ func TestRejectionsSayWhatHelps(t *testing.T) {
 		o           alicaptcha.Outcome
 		english, zh string
 	}{
-		{alicaptcha.Outcome{Code: alicaptcha.ParamMissing}, "The captcha was not completed. It needs JavaScript. Please solve a new one.", "验证码尚未完成。完成验证需要启用 JavaScript。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.ParamMissing}, "The captcha was not completed. Please solve a new one.", "验证码尚未完成。请重新完成验证。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F003}, "The captcha could not be read. Please solve a new one.", "无法识别验证码。请重新完成验证。"},
 		{alicaptcha.Outcome{Code: alicaptcha.ParamTooLarge}, "The captcha could not be read. Trying again in this browser will not help.", "无法识别验证码。在此浏览器中重试无效。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F018}, "The captcha has expired or was used already. Please solve a new one.", "验证码已过期或已被使用。请重新完成验证。"},

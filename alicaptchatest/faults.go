@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"github.com/alicaptcha/alicaptcha"
 )
 
 const (
@@ -104,6 +106,11 @@ type Faults struct {
 	//	"overdue"    403 Forbidden.AccountAccessDenied
 	Credentials string
 
+	// VerifyCode is the verdict on each param that is spent now, in place of
+	// the one it was issued with: T or F and three digits, such as F010, or
+	// T005 and F004 for a scene in test mode.
+	VerifyCode alicaptcha.Code
+
 	// TLSDelay is how much later the TLS handshake of a new connection begins,
 	// whatever the connection is for, /faults included. Only StartTLS has it.
 	TLSDelay time.Duration
@@ -143,6 +150,8 @@ func (f Faults) check() error {
 		return fmt.Errorf("alicaptchatest: the throttled share is %v; it must be 0 to 1", f.ThrottleShare)
 	case !(f.ThrottleRate >= 0) || math.IsInf(f.ThrottleRate, 0):
 		return fmt.Errorf("alicaptchatest: the rate is %v; it must be 0, for no limit, or a number above", f.ThrottleRate)
+	case f.VerifyCode != "" && letter(f.VerifyCode) == 0:
+		return fmt.Errorf("alicaptchatest: the code is %q; it must be T or F and three digits", string(f.VerifyCode))
 	case f.Credentials != "" && !known:
 		return fmt.Errorf(`alicaptchatest: the credentials are %q; they must be "wrong", "expired", "forbidden" or "overdue"`, f.Credentials)
 	}
@@ -151,20 +160,21 @@ func (f Faults) check() error {
 
 // faultsJSON is Faults in JSON.
 type faultsJSON struct {
-	Latency       jsonDuration   `json:"latency,omitzero"`
-	Jitter        jsonDuration   `json:"jitter,omitzero"`
-	Steps         []jsonDuration `json:"steps,omitempty"`
-	Hang          Stage          `json:"hang,omitzero"`
-	Trickle       jsonDuration   `json:"trickle,omitzero"`
-	Reset         Stage          `json:"reset,omitzero"`
-	CloseIdle     bool           `json:"closeIdle,omitzero"`
-	Status        int            `json:"status,omitzero"`
-	Body          string         `json:"body,omitzero"`
-	ContentType   string         `json:"contentType,omitzero"`
-	ThrottleShare float64        `json:"throttleShare,omitzero"`
-	ThrottleRate  float64        `json:"throttleRate,omitzero"`
-	Credentials   string         `json:"credentials,omitzero"`
-	TLSDelay      jsonDuration   `json:"tlsDelay,omitzero"`
+	Latency       jsonDuration    `json:"latency,omitzero"`
+	Jitter        jsonDuration    `json:"jitter,omitzero"`
+	Steps         []jsonDuration  `json:"steps,omitempty"`
+	Hang          Stage           `json:"hang,omitzero"`
+	Trickle       jsonDuration    `json:"trickle,omitzero"`
+	Reset         Stage           `json:"reset,omitzero"`
+	CloseIdle     bool            `json:"closeIdle,omitzero"`
+	Status        int             `json:"status,omitzero"`
+	Body          string          `json:"body,omitzero"`
+	ContentType   string          `json:"contentType,omitzero"`
+	ThrottleShare float64         `json:"throttleShare,omitzero"`
+	ThrottleRate  float64         `json:"throttleRate,omitzero"`
+	Credentials   string          `json:"credentials,omitzero"`
+	VerifyCode    alicaptcha.Code `json:"verifyCode,omitzero"`
+	TLSDelay      jsonDuration    `json:"tlsDelay,omitzero"`
 }
 
 type jsonDuration time.Duration
@@ -185,7 +195,7 @@ func (f Faults) MarshalJSON() ([]byte, error) {
 	}
 	return json.Marshal(faultsJSON{
 		jsonDuration(f.Latency), jsonDuration(f.Jitter), steps, f.Hang, jsonDuration(f.Trickle), f.Reset, f.CloseIdle,
-		f.Status, f.Body, f.ContentType, f.ThrottleShare, f.ThrottleRate, f.Credentials, jsonDuration(f.TLSDelay),
+		f.Status, f.Body, f.ContentType, f.ThrottleShare, f.ThrottleRate, f.Credentials, f.VerifyCode, jsonDuration(f.TLSDelay),
 	})
 }
 
@@ -204,7 +214,8 @@ func (f *Faults) UnmarshalJSON(text []byte) error {
 	*f = Faults{
 		Latency: time.Duration(in.Latency), Jitter: time.Duration(in.Jitter), Hang: in.Hang, Trickle: time.Duration(in.Trickle),
 		Reset: in.Reset, CloseIdle: in.CloseIdle, Status: in.Status, Body: in.Body, ContentType: in.ContentType,
-		ThrottleShare: in.ThrottleShare, ThrottleRate: in.ThrottleRate, Credentials: in.Credentials, TLSDelay: time.Duration(in.TLSDelay),
+		ThrottleShare: in.ThrottleShare, ThrottleRate: in.ThrottleRate, Credentials: in.Credentials, VerifyCode: in.VerifyCode,
+		TLSDelay: time.Duration(in.TLSDelay),
 	}
 	for _, step := range in.Steps {
 		f.Steps = append(f.Steps, time.Duration(step))

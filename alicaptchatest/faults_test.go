@@ -784,11 +784,35 @@ func TestFaultsRefused(t *testing.T) {
 		"rate infinite":          {ThrottleRate: math.Inf(1)},
 		"rate minus infinite":    {ThrottleRate: math.Inf(-1)},
 		"credentials":            {Credentials: "ok"},
+		"verdict":                {VerifyCode: "F1"},
+		"verdict, all wrong":     {VerifyCode: "success"},
 		"credentials, all wrong": {Credentials: "Wrong"},
 	} {
 		require.ErrorContains(t, s.SetFaults(f), "alicaptchatest: ", name)
 		require.Equal(t, inForce, s.Faults(), name)
 	}
+}
+
+// The verdict takes the place of the one that a param has, but of no other.
+func TestVerifyCodeFault(t *testing.T) {
+	t.Parallel()
+	s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
+	issue := func(code alicaptcha.Code) string {
+		param, err := s.Issue(alicaptchatest.Issue{SceneID: "login", Code: code})
+		require.NoError(t, err)
+		return param
+	}
+	before, spent, refused := issue("T001"), issue("T001"), issue("F001")
+	for _, code := range []alicaptcha.Code{"F009", "T005", "F004"} {
+		setFaults(t, s, alicaptchatest.Faults{VerifyCode: code})
+		require.Equal(t, code, verify(t, s, issue("T001")))
+	}
+	require.Equal(t, alicaptcha.F004, verify(t, s, spent))
+	require.Equal(t, alicaptcha.F018, verify(t, s, spent))
+	require.Equal(t, alicaptcha.F003, verify(t, s, "junk"))
+	setFaults(t, s, alicaptchatest.Faults{})
+	require.Equal(t, alicaptcha.T001, verify(t, s, before))
+	require.Equal(t, alicaptcha.F001, verify(t, s, refused))
 }
 
 func TestFaultsAreCopied(t *testing.T) {
@@ -807,11 +831,11 @@ func TestServeFaults(t *testing.T) {
 	t.Parallel()
 	s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
 	const all = `{"latency":"150ms","jitter":"20µs","steps":["1s","0s","1m0s"],"hang":"headers","trickle":"10ms","reset":"body","closeIdle":true,` +
-		`"status":503,"body":"<x>","contentType":"text/xml","throttleShare":0.5,"throttleRate":50,"credentials":"expired","tlsDelay":"2s"}`
+		`"status":503,"body":"<x>","contentType":"text/xml","throttleShare":0.5,"throttleRate":50,"credentials":"expired","verifyCode":"F009","tlsDelay":"2s"}`
 	whole := alicaptchatest.Faults{
 		Latency: 150 * time.Millisecond, Jitter: 20 * time.Microsecond, Steps: []time.Duration{time.Second, 0, time.Minute}, Hang: "headers",
 		Trickle: 10 * time.Millisecond, Reset: "body", CloseIdle: true, Status: 503, Body: "<x>", ContentType: "text/xml",
-		ThrottleShare: 0.5, ThrottleRate: 50, Credentials: "expired", TLSDelay: 2 * time.Second,
+		ThrottleShare: 0.5, ThrottleRate: 50, Credentials: "expired", VerifyCode: "F009", TLSDelay: 2 * time.Second,
 	}
 	ask := func(method, body string) (int, string, http.Header) {
 		w := httptest.NewRecorder()

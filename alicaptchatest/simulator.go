@@ -14,9 +14,11 @@ package alicaptchatest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -71,8 +73,14 @@ type Config struct {
 //   - POST / is VerifyIntelligentCaptcha of version 2023-03-05, signed with
 //     ACS3-HMAC-SHA256. Faults of the call have the status, Code and shape of
 //     the service's gateway.
-//   - POST /issue stands for the browser: it takes an [Issue] in JSON and
-//     answers {"captchaVerifyParam":"…"}, or 400 and {"error":"…"}.
+//   - GET /AliyunCaptcha.js stands for the vendor's script: with it a page
+//     whose only difference is the script's URL has a slider, in place of the
+//     challenges, that a mouse, a finger or a keyboard moves. It has what the
+//     vendor documents of initAliyunCaptcha: the V3 form with success, the V2
+//     form with captchaVerifyCallback, popup and embed.
+//   - POST /issue stands for the rest of the browser: it takes an [Issue] in
+//     JSON and answers {"captchaVerifyParam":"…"}, or 400 and {"error":"…"}.
+//     Pages of every origin may read the answer.
 //   - POST /faults is SetFaults: it takes [Faults] in JSON, or an empty body
 //     for none, and answers those then in force, or 400 and {"error":"…"}.
 //     GET /faults shows them. But for TLSDelay they affect POST / only.
@@ -245,6 +253,8 @@ func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveIssue(w, r)
 	case r.URL.Path == "/faults":
 		s.serveFaults(w, r)
+	case r.URL.Path == "/AliyunCaptcha.js":
+		serveWidget(w, r)
 	case r.URL.Path != "/":
 		answer{status: 404, code: "InvalidAction.NotFound", message: "The specified path is not found."}.reply(r.Host).write(w)
 	case r.Method != http.MethodPost:
@@ -255,7 +265,22 @@ func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+//go:embed AliyunCaptcha.js
+var widget []byte
+
+func serveWidget(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		w.Header().Set("Allow", "GET, HEAD")
+		writeError(w, http.StatusMethodNotAllowed, "use GET")
+		return
+	}
+	w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
+	w.Header().Set("Cache-Control", "no-cache")
+	w.Write(widget)
+}
+
 func (s *Simulator) serveIssue(w http.ResponseWriter, r *http.Request) {
+	w.Header().Set("Access-Control-Allow-Origin", "*") // the page is not the Simulator's
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		writeError(w, http.StatusMethodNotAllowed, "use POST")
@@ -427,7 +452,7 @@ func (s *Simulator) judge(text, sceneID string, hasSceneID bool) (alicaptcha.Cod
 		return alicaptcha.F019, certifyID
 	}
 	rec.used = true
-	return rec.code, certifyID
+	return cmp.Or(s.outage.VerifyCode, rec.code), certifyID
 }
 
 // An answer is the Simulator's: a verdict if status is 200, else an error.

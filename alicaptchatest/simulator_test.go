@@ -526,6 +526,26 @@ func TestPaths(t *testing.T) {
 	require.Zero(t, s.Count())
 }
 
+// The script is for browsers, where the module in e2e tries it.
+func TestWidget(t *testing.T) {
+	t.Parallel()
+	s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
+	ask := func(method string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		s.ServeHTTP(w, httptest.NewRequest(method, "/AliyunCaptcha.js", nil))
+		return w
+	}
+	w := ask("GET")
+	require.Equal(t, 200, w.Code)
+	require.Equal(t, "text/javascript; charset=utf-8", w.Header().Get("Content-Type"))
+	require.Contains(t, w.Body.String(), "window.initAliyunCaptcha = ")
+	require.Equal(t, 200, ask("HEAD").Code)
+	w = ask("POST")
+	require.Equal(t, 405, w.Code)
+	require.Equal(t, "GET, HEAD", w.Header().Get("Allow"))
+	require.Zero(t, s.Count())
+}
+
 // v2 and v3 return the param of the members, which are JSON.
 func v2(members string) string { return "{" + members + "}" }
 func v3(members string) string { return base64.StdEncoding.EncodeToString([]byte("{" + members + "}")) }
@@ -802,6 +822,7 @@ func TestServeIssue(t *testing.T) {
 		w := httptest.NewRecorder()
 		s.ServeHTTP(w, httptest.NewRequest(c.method, "/issue", strings.NewReader(c.body)))
 		name := fmt.Sprintf("%s %.60s: %s", c.method, c.body, w.Body)
+		require.Equal(t, "*", w.Header().Get("Access-Control-Allow-Origin"), name) // the page is another origin
 		require.Equal(t, c.status, w.Code, name)
 		var a map[string]string
 		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &a), name)

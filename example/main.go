@@ -1,10 +1,9 @@
-// Command example is a site with a login and a signup, each behind its own
-// CAPTCHA scene:
+// Command example is a site with two logins and a signup behind captchas:
 //
 //	go run ./example
 //
-// As it is it runs on a simulator of the service, and prints the curl commands
-// that try it. With these in the environment the same code runs on the real
+// As it is it runs on a simulator of the service, with a slider for a captcha,
+// and prints the curl commands that try it. With these in the environment the same code runs on the real
 // service:
 //
 //	ALIBABA_CLOUD_ACCESS_KEY_ID      a RAM user's pair
@@ -151,6 +150,8 @@ func realService(getenv func(string) string) (s settings, ok bool, err error) {
 	case 0:
 		s.client.Region = alicaptcha.Region(region)
 		s.client.SecurityToken = getenv("ALIBABA_CLOUD_SECURITY_TOKEN")
+		s.Script = "https://o.alicdn.com/captcha-frontend/aliyunCaptcha/AliyunCaptcha.js"
+		s.Origins = "https://*.alicdn.com https://*.aliyuncs.com"
 		return s, true, nil
 	case len(required):
 		return settings{}, false, nil
@@ -164,12 +165,16 @@ func simulated(site, simulator string) settings {
 	login := "curl -sS -i '" + site + `/login' -H 'Content-Type: application/json' -d '{"username":"alice","password":"correct-horse","captchaVerifyParam":"'"$param"'"}'`
 	return settings{
 		client: alicaptcha.ClientConfig{
+			Region:          alicaptcha.International,
 			Endpoint:        simulator,
 			AccessKeyID:     "test-id",
 			AccessKeySecret: "test-secret",
 		},
 		LoginScene:  "login",
 		SignupScene: "signup",
+		Prefix:      "simulator",
+		Script:      simulator + "/AliyunCaptcha.js",
+		Origins:     simulator,
 		Commands: []string{
 			"param=$(curl -sS '" + simulator + `/issue' -H 'Content-Type: application/json' -d '{"sceneId":"login"}' | sed 's/.*"captchaVerifyParam": *"\([^"]*\)".*/\1/')`,
 			login,

@@ -12,13 +12,18 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
+	"reflect"
 	"regexp"
 	"runtime"
+	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/alicaptcha/alicaptcha"
 	"github.com/stretchr/testify/require"
 )
 
@@ -267,17 +272,15 @@ func TestSignup(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			got := send(fields("bob & co", "12345678"))
 			require.Equal(t, http.StatusCreated, got.status, got.body)
-			var body struct{ Username, Email string }
-			require.NoError(t, json.Unmarshal([]byte(got.body), &body))
-			require.Equal(t, "bob & co", body.Username)
-			require.Equal(t, "bob+news@example.com", body.Email)
-			require.Contains(t, got.body, passed)
+			require.Contains(t, got.body, "bob &amp; co &lt;bob&#43;news@example.com&gt;")
 
+			// What is refused after the captcha comes back with what was typed.
 			for _, v := range []url.Values{fields("", "12345678"), fields("bob", "1234567")} {
 				got = send(v)
-				require.Equal(t, http.StatusBadRequest, got.status, got.body)
-				require.Equal(t, "application/json", got.header.Get("Content-Type"))
-				require.Contains(t, got.body, passed)
+				require.Equal(t, http.StatusUnprocessableEntity, got.status, got.body)
+				require.Equal(t, "text/html; charset=utf-8", got.header.Get("Content-Type"))
+				require.Contains(t, got.body, `value="bob&#43;news@example.com"`)
+				require.NotContains(t, got.body, "1234567")
 			}
 
 			v := fields("bob", "12345678")
@@ -288,6 +291,7 @@ func TestSignup(t *testing.T) {
 	t.Run("broken form", func(t *testing.T) {
 		got := post(t, signup, "application/x-www-form-urlencoded", fields("bob", "12345678").Encode()+"&x=%zz")
 		require.Equal(t, http.StatusBadRequest, got.status, got.body)
+		require.Contains(t, got.body, "not a form")
 		require.Contains(t, got.body, passed)
 	})
 }
@@ -345,44 +349,177 @@ func TestStartPrintsWhatTheSimulatorAccepts(t *testing.T) {
 	}
 }
 
-func get(t *testing.T, url string) string {
+func get(t *testing.T, url, language string) response {
 	t.Helper()
-	resp, err := client.Get(url)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+	require.NoError(t, err)
+	r.Header.Set("Accept-Language", language)
+	resp, err := client.Do(r)
 	require.NoError(t, err)
 	defer resp.Body.Close()
 	require.Equal(t, http.StatusOK, resp.StatusCode)
-	require.Equal(t, "text/html; charset=utf-8", resp.Header.Get("Content-Type"))
 	body, err := io.ReadAll(resp.Body)
 	require.NoError(t, err)
-	return string(body)
+	return response{resp.StatusCode, resp.Header, string(body)}
 }
 
-func TestPage(t *testing.T) {
+var paths = []string{"/", "/login", "/signup", "/adaptive"}
+
+func TestPages(t *testing.T) {
 	p := start(t, nil)
-	page := get(t, p.value(t, "Site")+"/")
-	require.Contains(t, page, `action="/login"`)
-	require.Contains(t, page, `action="/signup"`)
-	require.Contains(t, page, p.value(t, "Simulator")+"/issue")
-	require.NotContains(t, page, "alicdn.com")
-	require.NotContains(t, page, "test-secret")
+	for _, path := range paths {
+		for language, lang := range map[string]string{"en": "en", "zh-CN,zh;q=0.9": "zh-CN", "fr": "en"} {
+			got := get(t, p.value(t, "Site")+path, language)
+			require.Equal(t, "text/html; charset=utf-8", got.header.Get("Content-Type"))
+			require.Equal(t, lang, got.header.Get("Content-Language"))
+			require.Equal(t, "Accept-Language", got.header.Get("Vary"))
+			require.Equal(t, "no-store", got.header.Get("Cache-Control"))
+			require.Equal(t, "nosniff", got.header.Get("X-Content-Type-Options"))
+			require.Contains(t, got.body, `<html lang="`+lang+`">`)
+			require.NotContains(t, got.body, "alicdn.com")
+			require.NotContains(t, got.body, "test-secret")
+			require.NotContains(t, got.body, "no value")
+			if path != "/" {
+				require.Contains(t, got.body, `action="`+path+`"`)
+				require.Contains(t, got.body, `src="`+p.value(t, "Simulator")+`/AliyunCaptcha.js"`)
+			}
+		}
+	}
+	require.Contains(t, get(t, p.value(t, "Site")+"/", "en").body, p.value(t, "Simulator")+"/issue")
+
+	resp, err := client.Head(p.value(t, "Site") + "/login")
+	require.NoError(t, err)
+	resp.Body.Close()
+	require.Equal(t, http.StatusOK, resp.StatusCode)
 }
 
+// No words are missing in either language.
+func TestWords(t *testing.T) {
+	for _, w := range []words{english, chinese} {
+		for _, v := range []reflect.Value{reflect.ValueOf(w), reflect.ValueOf(w.Script)} {
+			for i := range v.NumField() {
+				require.False(t, v.Field(i).IsZero(), "%s: %s", w.Lang, v.Type().Field(i).Name)
+			}
+		}
+	}
+}
+
+// The pages of the real service and of the simulator differ in the script's URL,
+// the account's values, and what the policy says of them.
 func TestRealService(t *testing.T) {
-	p := start(t, realEnv)
+	simulated, p := start(t, nil), start(t, realEnv)
 	require.Empty(t, p.commands)
 	require.NotContains(t, strings.Join(p.lines, "\n"), "made-up-")
 	require.NotContains(t, strings.Join(p.lines, "\n"), "Simulator")
 
-	page := get(t, p.value(t, "Site")+"/")
-	require.Contains(t, page, `window.AliyunCaptchaConfig = {region: "cn", prefix: "made-up-prefix"}`)
-	require.Contains(t, page, `protect(login, "scene-a")`)
-	require.Contains(t, page, `protect(signup, "scene-b")`)
-	require.NotContains(t, page, "made-up-id")
-	require.NotContains(t, page, "made-up-secret")
-	require.Less(t, strings.Index(page, "AliyunCaptchaConfig"), strings.Index(page, "AliyunCaptcha.js"))
+	nonce := regexp.MustCompile(`nonce="([A-Z2-7]{26})"`)
+	for path, scene := range map[string][2]string{"/login": {"login", "scene-a"}, "/signup": {"signup", "scene-b"}, "/adaptive": {"login", "scene-a"}} {
+		page := get(t, p.value(t, "Site")+path, "en")
+		require.Contains(t, page.body, `window.AliyunCaptchaConfig = {region: "cn", prefix: "made-up-prefix"}`)
+		require.Contains(t, page.body, `data-scene="`+scene[1]+`"`)
+		require.NotContains(t, page.body, "made-up-id")
+		require.NotContains(t, page.body, "made-up-secret")
+		require.Less(t, strings.Index(page.body, "AliyunCaptchaConfig"), strings.Index(page.body, "AliyunCaptcha.js"))
+
+		other := get(t, simulated.value(t, "Site")+path, "en")
+		same := func(r response) (string, string) {
+			once := nonce.FindStringSubmatch(r.body)
+			require.Len(t, once, 2)
+			differ := strings.NewReplacer(once[1], "NONCE",
+				"made-up-prefix", "PREFIX", `"simulator"`, `"PREFIX"`, `region: "cn"`, "REGION", `region: "sgp"`, "REGION",
+				`data-scene="`+scene[0]+`"`, "SCENE", `data-scene="`+scene[1]+`"`, "SCENE",
+				"https://o.alicdn.com/captcha-frontend/aliyunCaptcha/AliyunCaptcha.js", "SCRIPT", simulated.value(t, "Simulator")+"/AliyunCaptcha.js", "SCRIPT",
+				"https://*.alicdn.com https://*.aliyuncs.com", "ORIGINS", simulated.value(t, "Simulator"), "ORIGINS")
+			return differ.Replace(r.body), differ.Replace(r.header.Get("Content-Security-Policy"))
+		}
+		body, policy := same(page)
+		otherBody, otherPolicy := same(other)
+		require.Equal(t, body, otherBody)
+		require.Equal(t, policy, otherPolicy)
+		require.Contains(t, policy, "script-src 'self' 'nonce-NONCE' ORIGINS;")
+		require.NotEqual(t, nonce.FindString(page.body), nonce.FindString(get(t, p.value(t, "Site")+path, "en").body))
+	}
 
 	// This ends before anything is sent to the service.
 	requireRejected(t, p.login(t, "alice", "correct-horse", ""), http.StatusBadRequest, "captcha_missing")
+}
+
+func (p running) adaptive(t *testing.T, username, password, param string) response {
+	t.Helper()
+	body, err := json.Marshal(loginBody{Username: username, Password: password, Param: json.RawMessage(strconv.Quote(param))})
+	require.NoError(t, err)
+	return post(t, p.value(t, "Site")+"/adaptive", "application/json", string(body))
+}
+
+func TestAdaptive(t *testing.T) {
+	p := start(t, nil)
+	for range 5 { // what goes well does not count
+		require.Equal(t, http.StatusOK, p.adaptive(t, "alice", "correct-horse", "").status)
+	}
+	for range 3 {
+		got := p.adaptive(t, "alice", "wrong", "")
+		require.Equal(t, http.StatusUnauthorized, got.status, got.body)
+		require.NotContains(t, got.body, "captcha")
+	}
+	for range 2 { // the right password too, or it would be known by its answer
+		requireRejected(t, p.adaptive(t, "alice", "correct-horse", ""), http.StatusBadRequest, "captcha_missing")
+		requireRejected(t, p.adaptive(t, "alice", "wrong", ""), http.StatusBadRequest, "captcha_missing")
+	}
+	require.Equal(t, http.StatusUnauthorized, p.adaptive(t, "bob", "wrong", "").status, "another account")
+
+	// A form that is none costs no param.
+	param := p.mint(t, `{"sceneId":"login"}`)
+	got := post(t, p.value(t, "Site")+"/adaptive", "application/json", `{"captchaVerifyParam":"`+param+`","username":1}`)
+	require.Equal(t, http.StatusBadRequest, got.status, got.body)
+	got = p.adaptive(t, "alice", "correct-horse", param)
+	require.Equal(t, http.StatusOK, got.status, got.body)
+	require.Contains(t, got.body, passed)
+	requireRejected(t, p.adaptive(t, "alice", "correct-horse", param), http.StatusForbidden, "captcha_expired")
+}
+
+// Guesses that are made at once are no way round the count.
+func TestAdaptiveAtOnce(t *testing.T) {
+	p := start(t, nil)
+	var wg sync.WaitGroup
+	var free, asked atomic.Int32
+	for range 40 {
+		wg.Go(func() {
+			resp, err := client.Post(p.value(t, "Site")+"/adaptive", "application/json", strings.NewReader(`{"username":"alice","password":"wrong"}`))
+			if err != nil {
+				return
+			}
+			resp.Body.Close()
+			switch resp.StatusCode {
+			case http.StatusUnauthorized:
+				free.Add(1)
+			case http.StatusBadRequest:
+				asked.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	require.LessOrEqual(t, free.Load(), int32(3))
+	require.Equal(t, int32(40), free.Load()+asked.Load())
+}
+
+// A flood ends before it costs a verification, and other pages are still there.
+func TestRateLimit(t *testing.T) {
+	p := start(t, nil)
+	param := p.mint(t, `{"sceneId":"login"}`)
+	for range postsAMinute {
+		require.Equal(t, http.StatusBadRequest, post(t, p.value(t, "Site")+"/login", "application/json", "{}").status)
+	}
+	got := p.login(t, "alice", "correct-horse", param)
+	requireRejected(t, got, http.StatusTooManyRequests, "captcha_rate_limited")
+	require.Equal(t, []string{"60"}, got.header.Values("Retry-After"))
+	get(t, p.value(t, "Site")+"/login", "en")
+
+	// Nobody has asked the service: the param is good yet.
+	service, err := alicaptcha.NewClient(simulated(p.value(t, "Site"), p.value(t, "Simulator")).client)
+	require.NoError(t, err)
+	result, err := service.Verify(t.Context(), alicaptcha.Request{Param: param, SceneID: "login"})
+	require.NoError(t, err)
+	require.True(t, result.Passed)
 }
 
 func TestStartFailures(t *testing.T) {

@@ -1,36 +1,36 @@
 package main
 
 import (
-	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"html/template"
 	"io"
 	"log/slog"
 	"net/http"
+	"time"
 	"unicode/utf8"
 
 	"github.com/alicaptcha/alicaptcha"
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
+	"github.com/go-chi/httprate"
 )
 
-// maxBodyBytes is far more than a param of 28 KB and a form around it.
-const maxBodyBytes = 128 << 10
-
-//go:embed index.html
-var indexHTML string
+const (
+	maxBodyBytes = 128 << 10 // far more than a param of 28 KB and a form around it
+	postsAMinute = 60        // by one address
+)
 
 // settings is all that differs between the simulator and the real service. Its
-// exported fields are the page's.
+// exported fields are the pages'.
 type settings struct {
 	client                  alicaptcha.ClientConfig
 	LoginScene, SignupScene string
-	Prefix                  string   // real service only
+	Prefix                  string
+	Script                  string   // the URL of the widget's script
+	Origins                 string   // where the widget gets what it needs, for the Content-Security-Policy
 	Commands                []string // simulator only
 }
 
@@ -59,53 +59,130 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 		return nil, err
 	}
 
-	// The page is the same for everybody.
-	page, err := template.New("index").Parse(indexHTML)
-	if err != nil {
-		return nil, err
-	}
-	var index bytes.Buffer
-	if err := page.Execute(&index, s); err != nil {
-		return nil, err
-	}
-
 	crossOrigin := http.NewCrossOriginProtection()
 	crossOrigin.SetDenyHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		reply(w, r, http.StatusForbidden, answer{Error: "cross-origin request"})
 	}))
 
 	r := chi.NewRouter()
-	// Outside of the captcha stands what costs nothing: another site's form
-	// must not spend a verification, and the captcha must not read further than
-	// the handler would.
-	r.Use(crossOrigin.Handler)
-	r.Use(middleware.RequestSize(maxBodyBytes)) // an http.MaxBytesReader
-	r.Get("/", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		w.Write(index.Bytes())
+	r.Use(secure, middleware.GetHead)
+	r.Get("/", func(w http.ResponseWriter, r *http.Request) { s.page(r).show(w, http.StatusOK, "index") })
+	for _, path := range []string{"/login", "/signup", "/adaptive"} {
+		r.Get(path, func(w http.ResponseWriter, r *http.Request) { s.page(r).show(w, http.StatusOK, "form") })
+	}
+	for _, name := range []string{"style.css", "page.js"} {
+		r.Get("/"+name, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Cache-Control", "no-cache")
+			http.ServeFileFS(w, r, web, "web/"+name)
+		})
+	}
+	r.Group(func(r chi.Router) {
+		// Outside of the captcha stands what costs nothing. Another site's form
+		// must not spend a verification. A flood from one address ends here: each
+		// request that gets further makes the site read a body and ask the
+		// service, which has a limit for the whole account and a price. And the
+		// captcha must not read further than the handler would.
+		r.Use(crossOrigin.Handler)
+		// The address is the connection's. Behind a proxy it is the proxy's:
+		// see chi's other ClientIPFrom… for what to trust then.
+		r.Use(middleware.ClientIPFromRemoteAddr)
+		r.Use(httprate.LimitBy(postsAMinute, time.Minute, func(r *http.Request) (string, error) {
+			return httprate.CanonicalizeIP(middleware.GetClientIP(r.Context())), nil
+		}, httprate.WithLimitHandler(tooMany)))
+		r.Use(middleware.RequestSize(maxBodyBytes)) // an http.MaxBytesReader
+
+		r.With(login.Handler).Post("/login", handleLogin)
+		r.With(signup.Handler).Post("/signup", s.handleSignup)
+		r.With(login.Deferred).Post("/adaptive", newAdaptive().handle)
 	})
-	r.With(login.Handler).Post("/login", handleLogin)
-	r.With(signup.Handler).Post("/signup", handleSignup)
 	return r, nil
+}
+
+// secure sets the headers that suit every answer.
+func secure(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Referrer-Policy", "same-origin")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// tooMany answers as the captcha does to too many requests, so that the page
+// has one way to tell of both.
+func tooMany(w http.ResponseWriter, r *http.Request) {
+	alicaptcha.WriteRejection(w, r, alicaptcha.Outcome{Action: alicaptcha.Action{
+		Status: http.StatusTooManyRequests, Reason: "captcha_rate_limited", RetryAfter: time.Minute,
+	}})
+}
+
+// A loginBody is what a login is sent as.
+type loginBody struct {
+	Param    json.RawMessage `json:"captchaVerifyParam"` // the middleware has read it
+	Username string          `json:"username"`
+	Password string          `json:"password"`
 }
 
 // handleLogin is reached with a passed captcha only.
 func handleLogin(w http.ResponseWriter, r *http.Request) {
-	var in struct {
-		Username string          `json:"username"`
-		Password string          `json:"password"`
-		Param    json.RawMessage `json:"captchaVerifyParam"` // the middleware has read it
-	}
+	var in loginBody
 	if err := decode(r.Body, &in); err != nil {
 		badBody(w, r, "not the JSON that a login is", err)
 		return
 	}
-	// Both are compared, whatever the first says, and in constant time.
-	if equal(in.Username, "alice")&equal(in.Password, "correct-horse") != 1 {
+	if !in.correct() {
+		// The param is spent all the same: the page starts a new challenge.
 		reply(w, r, http.StatusUnauthorized, answer{Error: "wrong username or password"})
 		return
 	}
-	reply(w, r, http.StatusOK, answer{User: "alice"})
+	reply(w, r, http.StatusOK, answer{User: in.Username})
+}
+
+// correct compares both, whatever the first says, and in constant time.
+func (in loginBody) correct() bool {
+	return equal(in.Username, "alice")&equal(in.Password, "correct-horse") == 1
+}
+
+// adaptive is a login that asks for a captcha once an account has had its share
+// of failures.
+type adaptive struct {
+	failures httprate.LimitCounter // by account; several replicas need one that they share
+}
+
+const (
+	freeFailures  = 3 // of one account
+	failureWindow = 15 * time.Minute
+)
+
+func newAdaptive() adaptive {
+	return adaptive{httprate.NewLocalLimitCounter(failureWindow)}
+}
+
+// handle decides when the captcha is due: a form that is not one costs no param.
+func (a adaptive) handle(w http.ResponseWriter, r *http.Request) {
+	var in loginBody
+	if err := decode(r.Body, &in); err != nil {
+		badBody(w, r, "not the JSON that a login is", err)
+		return
+	}
+	// A login counts as failed until it is not: of a hundred at once no more
+	// than three must go without a captcha.
+	window := time.Now().Truncate(failureWindow)
+	a.failures.IncrementBy(in.Username, window, 1)
+	failed := false
+	defer func() {
+		if !failed {
+			a.failures.IncrementBy(in.Username, window, -1)
+		}
+	}()
+	now, before, err := a.failures.Get(in.Username, window, window.Add(-failureWindow))
+	if (err != nil || now+before > freeFailures) && !alicaptcha.Require(w, r) {
+		return // the rejection is written
+	}
+	if failed = !in.correct(); failed {
+		reply(w, r, http.StatusUnauthorized, answer{Error: "wrong username or password"})
+		return
+	}
+	reply(w, r, http.StatusOK, answer{User: in.Username})
 }
 
 // decode reads one JSON document without unknown members, and nothing after it.
@@ -133,7 +210,7 @@ func equal(a, b string) int {
 }
 
 // handleSignup is reached with a passed captcha only. It stores nothing.
-func handleSignup(w http.ResponseWriter, r *http.Request) {
+func (s settings) handleSignup(w http.ResponseWriter, r *http.Request) {
 	// Not ParseMultipartForm alone: of an urlencoded form it drops the errors.
 	err := r.ParseForm()
 	if err == nil {
@@ -146,15 +223,24 @@ func handleSignup(w http.ResponseWriter, r *http.Request) {
 		badBody(w, r, "not a form", err)
 		return
 	}
-	username := r.PostForm.Get("username") // PostForm: the URL's query does not count
+	p := s.page(r)
+	p.Username, p.Email = r.PostForm.Get("username"), r.PostForm.Get("email") // PostForm: the URL's query does not count
 	switch {
-	case username == "":
-		reply(w, r, http.StatusBadRequest, answer{Error: "username is missing"})
+	case p.Username == "":
+		p.Error = p.Words.NoUsername
 	case utf8.RuneCountInString(r.PostForm.Get("password")) < 8:
-		reply(w, r, http.StatusBadRequest, answer{Error: "password must have at least 8 characters"})
-	default:
-		reply(w, r, http.StatusCreated, answer{Username: username, Email: r.PostForm.Get("email")})
+		p.Error = p.Words.ShortPassword
 	}
+	if p.Error != "" {
+		p.show(w, http.StatusUnprocessableEntity, "form")
+		return
+	}
+	p.Path, p.Title, p.Scene = "", p.Words.Welcome, ""
+	p.Hint = p.Words.SignedUp + p.Username
+	if p.Email != "" {
+		p.Hint += " <" + p.Email + ">"
+	}
+	p.show(w, http.StatusCreated, "welcome")
 }
 
 // badBody replies to a body that could not be read. err stays here: it is about
@@ -167,13 +253,12 @@ func badBody(w http.ResponseWriter, r *http.Request, message string, err error) 
 	reply(w, r, http.StatusBadRequest, answer{Error: message})
 }
 
-// answer is the body of every reply but the captcha's own rejections.
+// answer is the body of a reply to a program, but for the captcha's own
+// rejections.
 type answer struct {
-	Error    string   `json:"error,omitzero"`
-	User     string   `json:"user,omitzero"`
-	Username string   `json:"username,omitzero"`
-	Email    string   `json:"email,omitzero"`
-	Captcha  *captcha `json:"captcha,omitzero"`
+	Error   string   `json:"error,omitzero"`
+	User    string   `json:"user,omitzero"`
+	Captcha *captcha `json:"captcha,omitzero"`
 }
 
 // captcha shows how the verification ended. A real site keeps this in its log:
@@ -192,7 +277,6 @@ func reply(w http.ResponseWriter, r *http.Request, status int, a answer) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
 	json.NewEncoder(w).Encode(a) // fails only if the client is gone
 }

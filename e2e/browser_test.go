@@ -1,0 +1,349 @@
+// Package e2e tests the example in a real browser, as a person uses it.
+package e2e
+
+import (
+	"bufio"
+	"context"
+	_ "embed"
+	"fmt"
+	"iter"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/cdproto/input"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/chromedp"
+	"github.com/stretchr/testify/require"
+)
+
+var (
+	browser context.Context // nil without a browser
+	program string          // the example, built
+)
+
+func TestMain(m *testing.M) { os.Exit(run(m)) }
+
+func run(m *testing.M) int {
+	path := ""
+	for _, name := range []string{"chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"} {
+		if found, err := exec.LookPath(name); err == nil {
+			path = found
+			break
+		}
+	}
+	switch {
+	case path != "":
+	case os.Getenv("CI") != "":
+		fmt.Fprintln(os.Stderr, "e2e: there is no Chromium, and CI must have one (Debian: apt-get install chromium)")
+		return 1
+	default:
+		return m.Run() // every test says why it is skipped
+	}
+
+	dir, err := os.MkdirTemp("", "e2e")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "e2e:", err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	program = filepath.Join(dir, "example")
+	build := exec.Command("go", "build", "-o", program, "./example")
+	build.Dir = ".."
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "e2e: %v\n%s", err, out)
+		return 1
+	}
+
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(path), chromedp.Flag("no-proxy-server", true))
+	if os.Geteuid() == 0 {
+		options = append(options, chromedp.NoSandbox) // Chromium has none for root
+	}
+	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
+	defer stop()
+	var cancel context.CancelFunc
+	browser, cancel = chromedp.NewContext(allocator)
+	defer cancel()
+	if err := chromedp.Do(browser); err != nil { // it starts
+		fmt.Fprintln(os.Stderr, "e2e: Chromium does not start:", err)
+		return 1
+	}
+	return m.Run()
+}
+
+// A window is what a person has: the zero one is 1280 px wide, light, English.
+type window struct {
+	width         int64
+	language      string
+	dark, noJS    bool
+	touch         bool
+	blockedScript bool
+}
+
+// A person is in front of a browser window, at a site of their own.
+type person struct {
+	t               *testing.T
+	ctx             context.Context
+	site, simulator string
+
+	mu      sync.Mutex
+	console []string // errors
+	allowed []string
+}
+
+// newPerson starts the example and opens a window.
+func newPerson(t *testing.T, w window) *person {
+	t.Helper()
+	p := newWindow(t, w)
+	site := exec.Command(program, "-addr", "127.0.0.1:0", "-simulator", "127.0.0.1:0")
+	stdout, err := site.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, site.Start())
+	t.Cleanup(func() {
+		site.Process.Signal(os.Interrupt)
+		require.NoError(t, site.Wait())
+	})
+	for lines := bufio.NewScanner(stdout); lines.Scan(); {
+		name, value, _ := strings.Cut(lines.Text(), ":")
+		switch value = strings.TrimSpace(value); name {
+		case "Site":
+			p.site = value
+		case "Simulator":
+			p.simulator = value
+		}
+		if strings.HasPrefix(lines.Text(), "Ctrl-C") {
+			return p
+		}
+	}
+	require.Fail(t, "the example did not start")
+	return nil
+}
+
+// newWindow opens a window that knows no site.
+func newWindow(t *testing.T, w window) *person {
+	t.Helper()
+	if browser == nil {
+		t.Skip("there is no Chromium on this machine, so nothing was tried in a browser (Debian: apt-get install chromium)")
+	}
+	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
+	t.Cleanup(cancel)
+	ctx, cancel = context.WithTimeout(ctx, 60*time.Second)
+	t.Cleanup(cancel)
+	p := &person{t: t, ctx: ctx}
+	go p.listen(chromedp.Console(ctx))
+	t.Cleanup(p.checkConsole)
+
+	if w.width == 0 {
+		w.width = 1280
+	}
+	if w.language == "" {
+		w.language = "en"
+	}
+	scheme := "light"
+	if w.dark {
+		scheme = "dark"
+	}
+	viewport := []chromedp.EmulateViewportOption{}
+	if w.touch {
+		viewport = append(viewport, chromedp.EmulateMobile, chromedp.EmulateTouch)
+	}
+	blocked := []*network.BlockPattern{}
+	if w.blockedScript {
+		blocked = append(blocked, &network.BlockPattern{URLPattern: "*://*:*/AliyunCaptcha.js", Block: true})
+	}
+	p.do(chromedp.EmulateViewport(w.width, 800, viewport...),
+		call(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}),
+		call(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: w.noJS}),
+		call(network.Enable, network.EnableParams{}),
+		call(network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: network.Headers{"Accept-Language": w.language}}),
+		call(network.SetBlockedURLs, network.SetBlockedURLsParams{URLPatterns: blocked}))
+	return p
+}
+
+func call[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chromedp.Void] {
+	return chromedp.Func(func(ctx context.Context, t *chromedp.Target) error {
+		_, err := cdp.Call(ctx, t, command, params)
+		return err
+	})
+}
+
+func (p *person) do(steps ...chromedp.Action[chromedp.Void]) {
+	p.t.Helper()
+	require.NoError(p.t, chromedp.Do(p.ctx, steps...))
+}
+
+// listen keeps what the browser complains of: exceptions, errors of the page's
+// own, what the Content-Security-Policy refused. An answer of 4xx or 5xx is
+// none of these.
+func (p *person) listen(messages iter.Seq2[chromedp.ConsoleMessage, error]) {
+	for m, err := range messages {
+		if err != nil {
+			return // the window is closed
+		}
+		if m.Source != "network" && (m.IsException() || m.Type == chromedp.ConsoleError || m.Type == chromedp.ConsoleWarning) {
+			p.mu.Lock()
+			p.console = append(p.console, m.Source+" "+m.String())
+			p.mu.Unlock()
+		}
+	}
+}
+
+// allow says what the console may hold in this test.
+func (p *person) allow(text string) { p.allowed = append(p.allowed, text) }
+
+// complaints returns what the console holds so far.
+func (p *person) complaints() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.console)
+}
+
+func (p *person) checkConsole() {
+	for _, line := range p.complaints() {
+		require.True(p.t, slices.ContainsFunc(p.allowed, func(text string) bool { return strings.Contains(line, text) }), "in the console: %s", line)
+	}
+}
+
+func (p *person) open(path string) {
+	p.t.Helper()
+	p.do(chromedp.Navigate(p.site + path))
+}
+
+// eval returns the value of a JavaScript expression in the page.
+func eval[T any](p *person, expression string) T {
+	p.t.Helper()
+	v, err := chromedp.Run(p.ctx, chromedp.Evaluate[T](expression, chromedp.EvalAwaitPromise))
+	require.NoError(p.t, err, expression)
+	return v
+}
+
+// until waits for a JavaScript expression to be true, across page loads too.
+func (p *person) until(expression string) {
+	p.t.Helper()
+	require.Eventually(p.t, func() bool {
+		v, err := chromedp.Run(p.ctx, chromedp.Evaluate[bool]("Boolean("+expression+")"))
+		return err == nil && v
+	}, 20*time.Second, 20*time.Millisecond, expression)
+}
+
+// sees waits for a text that can be seen.
+func (p *person) sees(text string) {
+	p.t.Helper()
+	seen := func() string {
+		v, _ := chromedp.Run(p.ctx, chromedp.Evaluate[string](`document.body?.innerText ?? ""`))
+		return v
+	}
+	require.Eventually(p.t, func() bool { return strings.Contains(seen(), text) }, 20*time.Second, 20*time.Millisecond, "%q is not to be seen", text)
+}
+
+func (p *person) types(id, text string) {
+	p.t.Helper()
+	eval[bool](p, `((field) => { field.focus(); field.select(); return true; })(document.getElementById("`+id+`"))`)
+	p.presses(text)
+}
+
+func (p *person) presses(keys string) {
+	p.t.Helper()
+	p.do(chromedp.KeyEvent(keys))
+}
+
+func (p *person) submits() {
+	p.t.Helper()
+	p.do(chromedp.Click(chromedp.CSS("[type=submit]")))
+}
+
+// logsIn fills the form and submits it.
+func (p *person) logsIn(username, password string) {
+	p.t.Helper()
+	p.until(`typeof captcha === "object"`) // the widget is there
+	p.types("username", username)
+	p.types("password", password)
+	p.submits()
+}
+
+// The parts of the widget, in the shadow of the page's element.
+const (
+	widget = `document.querySelector("#captcha-element > div").shadowRoot`
+	opened = `document.querySelector("#captcha-element > div")?.shadowRoot.querySelector("dialog[open]")`
+)
+
+type rect struct{ Left, Top, Width, Height float64 }
+
+// slider waits for a slider that can be moved, and returns where it is.
+func (p *person) slider() rect {
+	p.t.Helper()
+	p.until(widget + `.querySelector("input:enabled")?.checkVisibility()`)
+	return eval[rect](p, `(({left, top, width, height}) => ({Left: left, Top: top, Width: width, Height: height}))(`+widget+`.querySelector("input").getBoundingClientRect())`)
+}
+
+const thumb = 44 // px, its width
+
+// drags moves the slider with the mouse, to a part of its way.
+func (p *person) drags(part float64) {
+	p.t.Helper()
+	r := p.slider()
+	x, y := r.Left+thumb/2, r.Top+r.Height/2
+	p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, x, y),
+		chromedp.MouseEvent(input.DispatchMouseEventTypeMousePressed, x, y, chromedp.ButtonLeft, chromedp.ClickCount(1)))
+	for i := range 10 {
+		p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, x+(r.Width-thumb)*part*float64(i+1)/10, y, chromedp.ButtonLeft))
+	}
+	p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseReleased, x+(r.Width-thumb)*part, y, chromedp.ButtonLeft, chromedp.ClickCount(1)))
+}
+
+// swipes moves the slider to its end with a finger.
+func (p *person) swipes() {
+	p.t.Helper()
+	r := p.slider()
+	touch := func(kind input.DispatchTouchEventType, points ...*input.TouchPoint) {
+		p.do(call(input.DispatchTouchEvent, input.DispatchTouchEventParams{Type: kind, TouchPoints: append([]*input.TouchPoint{}, points...)}))
+	}
+	at := func(part float64) *input.TouchPoint {
+		return &input.TouchPoint{X: r.Left + thumb/2 + (r.Width-thumb)*part, Y: r.Top + r.Height/2}
+	}
+	touch(input.DispatchTouchEventTypeTouchStart, at(0))
+	for i := range 10 {
+		touch(input.DispatchTouchEventTypeTouchMove, at(float64(i+1)/10))
+	}
+	touch(input.DispatchTouchEventTypeTouchEnd)
+}
+
+// faults puts the simulator's in force, as an operator would.
+func (p *person) faults(json string) {
+	p.t.Helper()
+	resp, err := http.Post(p.simulator+"/faults", "application/json", strings.NewReader(json))
+	require.NoError(p.t, err)
+	resp.Body.Close()
+	require.Equal(p.t, 200, resp.StatusCode)
+}
+
+//go:embed audit.js
+var audit string
+
+// looks takes a picture of the window for people to look at, and checks what a
+// program can check of it.
+func (p *person) looks(name string) {
+	p.t.Helper()
+	// Transitions and late fonts have settled when nothing changes for two frames.
+	eval[bool](p, `document.fonts.ready.then(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true)))))`)
+	p.picture(name)
+	require.Empty(p.t, eval[[]string](p, audit), name)
+}
+
+// picture takes a picture alone: with scripts switched off nothing can be
+// checked.
+func (p *person) picture(name string) {
+	p.t.Helper()
+	png, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())
+	require.NoError(p.t, err)
+	require.NoError(p.t, os.MkdirAll("screenshots", 0o755))
+	require.NoError(p.t, os.WriteFile(filepath.Join("screenshots", name+".png"), png, 0o644))
+}
