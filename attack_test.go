@@ -34,6 +34,7 @@ type fortress struct {
 	pause   atomic.Int64 // before the service is asked, in ns
 
 	verified, unverified atomic.Int64 // calls of the handler behind the gate
+	loud                 atomic.Int64 // lines in the log at error
 	mu                   sync.Mutex
 	ends                 map[alicaptcha.Code]int
 }
@@ -53,7 +54,7 @@ func newFortress(t *testing.T) *fortress {
 	f.breaker = newBreaker(t, slow, alicaptcha.BreakerConfig{Failures: 1, OpenFor: time.Hour})
 	open := alicaptcha.AllowAtMost(rate.NewLimiter(rate.Inf, 0))
 	m, err := alicaptcha.New(alicaptcha.Config{
-		Verifier: f.breaker, SceneID: "login", Logger: slog.New(slog.DiscardHandler), Timeout: time.Minute,
+		Verifier: f.breaker, SceneID: "login", Logger: slog.New(countErrors{&f.loud}), Timeout: time.Minute,
 		Policy: alicaptcha.Policy{alicaptcha.ServiceTimeout: open, alicaptcha.ServiceUnavailable: open, alicaptcha.Misconfigured: open},
 		Observe: func(_ context.Context, o alicaptcha.Outcome) {
 			f.mu.Lock()
@@ -71,6 +72,14 @@ func newFortress(t *testing.T) *fortress {
 	}))
 	return f
 }
+
+// countErrors is a slog.Handler.
+type countErrors struct{ n *atomic.Int64 }
+
+func (countErrors) Enabled(_ context.Context, level slog.Level) bool { return level >= slog.LevelError }
+func (h countErrors) Handle(context.Context, slog.Record) error      { h.n.Add(1); return nil }
+func (h countErrors) WithAttrs([]slog.Attr) slog.Handler             { return h }
+func (h countErrors) WithGroup(string) slog.Handler                  { return h }
 
 func (f *fortress) issue(t *testing.T, scene string) string {
 	param, err := f.service.Issue(alicaptchatest.Issue{SceneID: scene, Format: []alicaptchatest.Format{alicaptchatest.V2, alicaptchatest.V3}[rand.N(2)]})
@@ -107,7 +116,7 @@ func noise(n int) string {
 
 // Ten thousand hostile requests, and not one of them comes in.
 func TestAttacks(t *testing.T) {
-	f := newFortress(t)
+	f, start := newFortress(t), time.Now()
 	total := 0
 	// Many attackers at once; each gets its number.
 	attack := func(n int, one func(i int)) {
@@ -248,6 +257,9 @@ func TestAttacks(t *testing.T) {
 	} {
 		require.NotZero(t, f.ends[seen], "%s was not reached: %v", seen, f.ends)
 	}
+	// At most a line a minute for each of T005, F004, F005, F006 and Misconfigured,
+	// of which a client can reach F005 and F006 by a tampered param.
+	require.LessOrEqual(t, f.loud.Load(), int64(2*time.Since(start)/time.Minute+2))
 	f.send(carry(f.issue(t, "login")))
 	require.Equal(t, honest+1, f.verified.Load(), "and an honest client still passes")
 }

@@ -113,9 +113,10 @@ type Outcome struct {
 // A Middleware is a gate in front of handlers. It is immutable and safe for
 // concurrent use. A nil or zero Middleware rejects everything.
 type Middleware struct {
-	cfg   Config
-	slots chan struct{}            // one taken for each verification under way
-	loud  map[Code]*rate.Sometimes // bounds the log lines that call for the operator
+	cfg    Config
+	slots  chan struct{}            // one taken for each verification under way
+	loud   map[Code]*rate.Sometimes // bounds the log lines that call for the operator
+	panics rate.Sometimes           // likewise
 
 	_ [0]func()
 }
@@ -183,7 +184,7 @@ func New(cfg Config) (*Middleware, error) {
 		return nil, errors.Join(errs...)
 	}
 
-	m := &Middleware{cfg: cfg, slots: make(chan struct{}, cfg.MaxConcurrent), loud: make(map[Code]*rate.Sometimes)}
+	m := &Middleware{cfg: cfg, slots: make(chan struct{}, cfg.MaxConcurrent), loud: make(map[Code]*rate.Sometimes), panics: rate.Sometimes{Interval: time.Minute}}
 	for c := range codes {
 		if _, once := c.severity(); once {
 			m.loud[c] = &rate.Sometimes{Interval: time.Minute}
@@ -413,8 +414,10 @@ func (m *Middleware) ask(ctx context.Context, req Request) (result Result, took 
 			panic(v)
 		}
 		if v != nil {
-			m.logger().LogAttrs(ctx, slog.LevelError, "captcha: the Verifier panicked",
-				slog.String("captcha.panic", fmt.Sprintf("%T", v)), slog.String("captcha.stack", string(debug.Stack())))
+			m.panics.Do(func() {
+				m.logger().LogAttrs(ctx, slog.LevelError, "captcha: the Verifier panicked",
+					slog.String("captcha.panic", fmt.Sprintf("%T", v)), slog.String("captcha.stack", string(debug.Stack())))
+			})
 			result, fault, mayOpen = Result{}, &Error{Code: ServiceUnavailable, Err: errPanicked}, false
 		}
 	}()

@@ -543,12 +543,15 @@ func TestPanickingVerifier(t *testing.T) {
 			require.NotContains(t, tr.log.String()+tr.Body.String(), secret)
 		})
 	}
-	t.Run("the place is given back", func(t *testing.T) {
-		m, err := alicaptcha.New(alicaptcha.Config{Verifier: panicking("x"), SceneID: "login", MaxConcurrent: 1, Logger: slog.New(slog.DiscardHandler)})
+	t.Run("the place is given back, and the stack is logged once", func(t *testing.T) {
+		var log bytes.Buffer
+		m, err := alicaptcha.New(alicaptcha.Config{Verifier: panicking("x"), SceneID: "login", MaxConcurrent: 1, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		require.NoError(t, err)
 		for range 3 {
 			require.Equal(t, alicaptcha.ServiceUnavailable, m.Check(loginRequest()).Code)
 		}
+		require.Equal(t, 1, strings.Count(log.String(), "captcha.stack"), log.String())
+		require.Equal(t, 3, strings.Count(log.String(), "captcha: rejected"))
 	})
 	t.Run("ErrAbortHandler goes on", func(t *testing.T) {
 		require.PanicsWithValue(t, http.ErrAbortHandler, func() {

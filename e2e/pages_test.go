@@ -14,6 +14,7 @@ import (
 // try.
 func TestLogin(t *testing.T) {
 	t.Parallel()
+	title := map[string]string{"en": "Please complete the verification", "zh-CN": "请完成安全验证"}
 	welcome := map[string]string{"en": "Welcome, alice. You are logged in.", "zh-CN": "欢迎，alice。您已登录。"}
 	for _, width := range []int64{360, 1280} {
 		for _, language := range []string{"en", "zh-CN"} {
@@ -28,6 +29,7 @@ func TestLogin(t *testing.T) {
 					p.looks("login-" + name)
 					p.logsIn("alice", "correct-horse")
 					p.until(opened)
+					require.Equal(t, title[language], eval[string](p, widget+`.querySelector("h2").textContent`))
 					p.looks("challenge-" + name)
 					p.drags(1)
 					p.sees(welcome[language])
@@ -95,9 +97,12 @@ func TestWrongPasswordThenAgain(t *testing.T) {
 	t.Parallel()
 	p := newPerson(t, window{width: 360})
 	p.open("/login")
+	p.until(`typeof captcha === "object"`)
+	eval[bool](p, `(window.refresh = captcha.refresh, captcha.refresh = () => { window.refreshed = true; refresh(); }, true)`)
 	p.logsIn("alice", "wrong")
 	p.drags(1)
 	p.sees("Wrong username or password.")
+	p.until(`window.refreshed`) // the vendor's widget may keep what was solved until then
 	p.until(`document.activeElement.id === "password"`)
 	p.looks("wrong-password")
 	require.Empty(t, eval[string](p, opened+` ? "open" : ""`), "a challenge before anything was changed")
@@ -368,6 +373,11 @@ func TestAdaptive(t *testing.T) {
 	p.sees("The captcha was not completed. Please solve a new one.")
 	p.until(opened)
 	p.looks("adaptive-asked")
+	p.presses(kb.Escape)
+	p.until("!" + opened)
+	p.submits() // now the page knows
+	p.until(opened)
+	require.Empty(t, eval[string](p, `message.textContent`))
 	p.drags(1)
 	p.sees("Welcome, alice.")
 
