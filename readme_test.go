@@ -18,8 +18,12 @@ import (
 func TestReadme(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
-	examples, err := os.ReadFile("example_test.go")
-	require.NoError(t, err)
+	var examples strings.Builder
+	for _, file := range []string{"example_test.go", "otelalicaptcha/example_test.go"} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		examples.Write(text)
+	}
 	// Without indentation and without the alignment of comments.
 	flat := func(code string) string {
 		var lines []string
@@ -39,7 +43,7 @@ func TestReadme(t *testing.T) {
 			require.NoError(t, err, "%s", out)
 			continue
 		}
-		require.Contains(t, flat(string(examples)), flat(code))
+		require.Contains(t, flat(examples.String()), flat(code))
 	}
 }
 

@@ -1,0 +1,309 @@
+// Package otelalicaptcha tells OpenTelemetry how the gates of package alicaptcha
+// fare: it counts outcomes, measures verifications, and makes a span of each.
+//
+//	telemetry, err := otelalicaptcha.New(otelalicaptcha.Config{Scenes: []string{"1a2b3c4d"}})
+//	…
+//	verifier, err := alicaptcha.Breaker(telemetry.Verifier(client), alicaptcha.BreakerConfig{})
+//	…
+//	captcha, err := alicaptcha.New(alicaptcha.Config{
+//		Verifier: verifier,
+//		SceneID:  "1a2b3c4d",
+//		Observe:  telemetry.Observe,
+//	})
+//
+// The metrics, with the names that Prometheus has for them:
+//
+//	alicaptcha.outcomes               alicaptcha_outcomes_total
+//	alicaptcha.verification.duration  alicaptcha_verification_duration_seconds
+//	alicaptcha.verifications.active   alicaptcha_verifications_active
+//
+// Whatever clients send and the service answers, the number of series stays
+// below a bound that the [Config] sets. No metric and no span holds a param, a
+// key, or the text of an error or a panic.
+package otelalicaptcha
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"reflect"
+	"strings"
+	"unicode/utf8"
+
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/metric"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/alicaptcha/alicaptcha"
+)
+
+// scope names this package as the source of its metrics and spans.
+const scope = "github.com/alicaptcha/alicaptcha/otelalicaptcha"
+
+// The attributes that are not OpenTelemetry's own.
+const (
+	codeKey      = attribute.Key("alicaptcha.code")
+	sceneKey     = attribute.Key("alicaptcha.scene")
+	decisionKey  = attribute.Key("alicaptcha.decision")
+	requestIDKey = attribute.Key("alicaptcha.request_id")
+)
+
+// other is the scene, or the code, of what has no series of its own.
+const other = "other"
+
+// buckets are the boundaries of the duration, in seconds. A verdict takes some
+// 20 to 300 ms; a gate gives up after 5 s by default, which is the last one.
+var buckets = []float64{.005, .01, .025, .05, .075, .1, .15, .2, .3, .5, .75, 1, 1.5, 2.5, 4, 5}
+
+// Config configures [New]. The zero value is usable.
+type Config struct {
+	// MeterProvider makes the metrics. If nil, it is the global one.
+	MeterProvider metric.MeterProvider
+
+	// TracerProvider makes the spans. If nil, it is the global one.
+	TracerProvider trace.TracerProvider
+
+	// Scenes are the scenes that the metrics tell apart; every other one is
+	// "other". The list has to be closed, because a SceneIDFunc may pass on
+	// what a client sent.
+	Scenes []string
+
+	_ [0]func() // fields by name only
+}
+
+// Telemetry has the instruments; several gates may share one. It is immutable
+// and safe for concurrent use. A nil or zero Telemetry records nothing.
+type Telemetry struct {
+	tracer   trace.Tracer
+	outcomes metric.Int64Counter
+	duration metric.Float64Histogram
+	active   metric.Int64UpDownCounter
+
+	codes  alicaptcha.Policy // its keys are the codes that have series
+	scenes map[string]bool
+
+	_ [0]func()
+}
+
+// New returns a Telemetry, or an error that joins every fault of cfg and of its
+// providers. Changing cfg.Scenes afterwards changes nothing.
+func New(cfg Config) (*Telemetry, error) {
+	var errs []error
+	t := &Telemetry{codes: alicaptcha.DefaultPolicy(), scenes: make(map[string]bool, len(cfg.Scenes))}
+	for i, scene := range cfg.Scenes {
+		if scene == "" || scene == other || scene != strings.TrimSpace(scene) || !utf8.ValidString(scene) {
+			errs = append(errs, fmt.Errorf("otelalicaptcha: Config.Scenes[%d] is empty, %q, not UTF-8, or has white space around it", i, other))
+		}
+		t.scenes[scene] = true
+	}
+
+	if cfg.TracerProvider == nil {
+		cfg.TracerProvider = otel.GetTracerProvider()
+	}
+	if cfg.MeterProvider == nil {
+		cfg.MeterProvider = otel.GetMeterProvider()
+	}
+	t.tracer = cfg.TracerProvider.Tracer(scope)
+	meter := cfg.MeterProvider.Meter(scope)
+	var err1, err2, err3 error
+	t.outcomes, err1 = meter.Int64Counter("alicaptcha.outcomes",
+		metric.WithUnit("{outcome}"),
+		metric.WithDescription("Requests at the gates, by how they ended."))
+	t.duration, err2 = meter.Float64Histogram("alicaptcha.verification.duration",
+		metric.WithUnit("s"),
+		metric.WithDescription("Duration of the verifications for which the service was asked."),
+		metric.WithExplicitBucketBoundaries(buckets...))
+	t.active, err3 = meter.Int64UpDownCounter("alicaptcha.verifications.active",
+		metric.WithUnit("{verification}"),
+		metric.WithDescription("Verifications under way."))
+	if err := errors.Join(err1, err2, err3); err != nil {
+		errs = append(errs, fmt.Errorf("otelalicaptcha: Config.MeterProvider: %w", err))
+	}
+	if errs != nil {
+		return nil, errors.Join(errs...)
+	}
+	return t, nil
+}
+
+// zero reports a Telemetry that New did not make.
+func (t *Telemetry) zero() bool { return t == nil || t.tracer == nil }
+
+// Observe records o. It is meant for Config.Observe of package alicaptcha.
+//
+// Every Outcome adds one to alicaptcha.outcomes, with these attributes:
+//
+//   - alicaptcha.code is Outcome.Code. One that package alicaptcha has no
+//     constant for is "T_other", "F_other" or "other".
+//   - alicaptcha.scene is one of Config.Scenes, or "other". Where no scene was
+//     asked for, as with AnyScene, there is none.
+//   - alicaptcha.decision is "passed" if the request may go on and the service
+//     has verified it, "opened" if it may go on by the Policy alone, test mode
+//     (T005) included, and "rejected" otherwise. What ReportOnly let through is
+//     "rejected" too: the Outcome is the same.
+//
+// With n Scenes that makes 41 codes, n+2 scenes and 3 decisions at the most.
+//
+// Where the service was asked, Outcome.Duration is recorded in
+// alicaptcha.verification.duration: not for a request that ended before that,
+// nor for the immediate refusals of an open [alicaptcha.Breaker], which would
+// make an outage look fast. Its only attribute is error.type, the code, where
+// there is no verdict.
+func (t *Telemetry) Observe(ctx context.Context, o alicaptcha.Outcome) {
+	if t.zero() {
+		return
+	}
+	code := t.code(o.Code)
+	decision := "rejected"
+	switch {
+	case o.Allowed && o.Verified:
+		decision = "passed"
+	case o.Allowed:
+		decision = "opened"
+	}
+	attrs := append(make([]attribute.KeyValue, 0, 3), codeKey.String(code), decisionKey.String(decision))
+	if o.SceneID != "" {
+		scene := other
+		if t.scenes[o.SceneID] {
+			scene = o.SceneID
+		}
+		attrs = append(attrs, sceneKey.String(scene))
+	}
+	t.outcomes.Add(ctx, 1, metric.WithAttributeSet(attribute.NewSet(attrs...)))
+
+	if o.Duration <= 0 || errors.Is(o.Err, alicaptcha.ErrBreakerOpen) {
+		return
+	}
+	if letter(o.Code) != 0 {
+		t.duration.Record(ctx, o.Duration.Seconds())
+		return
+	}
+	t.duration.Record(ctx, o.Duration.Seconds(), metric.WithAttributeSet(attribute.NewSet(semconv.ErrorTypeKey.String(code))))
+}
+
+// code returns c, or its like in the closed set.
+func (t *Telemetry) code(c alicaptcha.Code) string {
+	if _, known := t.codes[c]; known {
+		return string(c)
+	}
+	switch letter(c) {
+	case 'T':
+		return "T_" + other
+	case 'F':
+		return "F_" + other
+	}
+	return other
+}
+
+// letter returns 'T' or 'F' where c has the shape of the service's codes, else 0.
+func letter(c alicaptcha.Code) byte {
+	if len(c) != 4 || c[0] != 'T' && c[0] != 'F' || strings.Trim(string(c[1:]), "0123456789") != "" {
+		return 0
+	}
+	return c[0]
+}
+
+// Verifier returns a Verifier that asks next, makes a span of that, and counts
+// it in alicaptcha.verifications.active as long as it lasts. Put it inside an
+// [alicaptcha.Breaker]: then every span is a call that was made. What next
+// returns, and a panic of it, go on unchanged.
+//
+// The span is named VerifyIntelligentCaptcha and is of kind client. It has
+//
+//   - alicaptcha.scene, if one was asked for,
+//   - alicaptcha.code, the verdict's if it has the shape of one; or that of the
+//     error, by which one that is no *alicaptcha.Error is service_unavailable,
+//   - alicaptcha.request_id, which the service's support asks for,
+//   - http.response.status_code, where an error knows it.
+//
+// A rejection is a verdict and no error. Whatever ends without a verdict is one,
+// also when it was the client who hung up, as OpenTelemetry has it for clients:
+// the status is Error, and error.type and the description are the code. In case
+// of a panic they are "panic". The gate's own word, in alicaptcha.outcomes, may
+// differ where it does not believe next.
+//
+// The wrapper does not see the HTTP request, so the span says nothing of its
+// address. It does not inject the trace's headers either: they are no business
+// of the service's. An instrumented Transport in alicaptcha.ClientConfig would
+// send them, if the program has set a propagator.
+//
+// A nil next is returned as it is, for [alicaptcha.New] to report.
+func (t *Telemetry) Verifier(next alicaptcha.Verifier) alicaptcha.Verifier {
+	if t.zero() || isNil(next) {
+		return next
+	}
+	return &verifier{t, next}
+}
+
+type verifier struct {
+	t    *Telemetry
+	next alicaptcha.Verifier
+}
+
+func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
+	ctx, span := v.t.tracer.Start(ctx, "VerifyIntelligentCaptcha", trace.WithSpanKind(trace.SpanKindClient))
+	set(span, sceneKey, req.SceneID)
+	v.t.active.Add(ctx, 1)
+	failed := "panic" // until next returns
+	// End is not deferred itself: the SDK's would recover for a moment, and
+	// write the panic's text, which may hold the param, into the span.
+	defer func() {
+		v.t.active.Add(ctx, -1)
+		if failed != "" {
+			span.SetStatus(codes.Error, failed)
+			span.SetAttributes(semconv.ErrorTypeKey.String(failed))
+		}
+		span.End()
+	}()
+
+	result, err := v.next.Verify(ctx, req)
+	if err == nil {
+		failed = ""
+		if letter(result.Code) != 0 {
+			set(span, codeKey, string(result.Code))
+		}
+		set(span, requestIDKey, result.RequestID)
+		return result, nil
+	}
+	failed = string(alicaptcha.ServiceUnavailable)
+	if e, _ := errors.AsType[*alicaptcha.Error](err); e != nil {
+		if _, known := v.t.codes[e.Code]; known && letter(e.Code) == 0 {
+			failed = string(e.Code)
+		}
+		if e.Status != 0 {
+			span.SetAttributes(semconv.HTTPResponseStatusCode(e.Status))
+		}
+		set(span, requestIDKey, e.RequestID)
+	}
+	set(span, codeKey, failed)
+	return result, err
+}
+
+// set sets an attribute to a text that may come from outside: as in the log, it
+// is cut short and made printable ASCII. An empty one is left out.
+func set(span trace.Span, key attribute.Key, value string) {
+	if value == "" || !span.IsRecording() {
+		return
+	}
+	span.SetAttributes(key.String(strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, value[:min(len(value), 128)])))
+}
+
+// isNil also finds a nil pointer in the interface. Wrapped, it would get past
+// alicaptcha.New.
+func isNil(v alicaptcha.Verifier) bool {
+	if v == nil {
+		return true
+	}
+	switch rv := reflect.ValueOf(v); rv.Kind() {
+	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Chan, reflect.Slice:
+		return rv.IsNil()
+	}
+	return false
+}

@@ -1,0 +1,112 @@
+// Package connect puts alicaptcha in front of procedures of a Connect service.
+package connect
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+
+	"connectrpc.com/connect"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/alicaptcha/alicaptcha"
+)
+
+// NewGate returns a gate for RPCs, whose rejections are errors of the client's
+// protocol. The param comes in the metadata only: the body may be protobuf, and
+// in gRPC it never is plain JSON.
+func NewGate(verifier alicaptcha.Verifier, sceneID string, opts ...connect.HandlerOption) (*alicaptcha.Middleware, error) {
+	return alicaptcha.New(alicaptcha.Config{
+		Verifier:   verifier,
+		SceneID:    sceneID,
+		Extractors: []alicaptcha.Extractor{alicaptcha.FromHeader("Captcha-Verify-Param")},
+		OnReject:   OnReject(opts...),
+	})
+}
+
+// Gate returns service with some of its procedures behind captcha, each written
+// as the generated constant, such as "/acme.v1.UserService/Login".
+func Gate(captcha *alicaptcha.Middleware, service http.Handler, procedures ...string) http.Handler {
+	gated := captcha.Handler(service)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// The generated handler goes by this path too, so that no other
+		// spelling of it leads past the gate.
+		if slices.Contains(procedures, r.URL.Path) {
+			gated.ServeHTTP(w, r)
+			return
+		}
+		service.ServeHTTP(w, r)
+	})
+}
+
+// OnReject returns a Config.OnReject that writes errors of the client's
+// protocol: Connect, gRPC or gRPC-Web. The options are the handlers'.
+func OnReject(opts ...connect.HandlerOption) func(http.ResponseWriter, *http.Request, alicaptcha.Outcome) {
+	rpc := connect.NewErrorWriter(opts...)
+	return func(w http.ResponseWriter, r *http.Request, o alicaptcha.Outcome) {
+		if !rpc.IsSupported(r) {
+			alicaptcha.WriteRejection(w, r, o)
+			return
+		}
+		w.Header().Set("Cache-Control", "no-store")
+		_ = rpc.Write(w, r, NewError(o)) // an error is the client's going away
+	}
+}
+
+// NewError returns the error for a rejection. Its details are an ErrorInfo with
+// the reason, and retry in its metadata, and where the client should wait a
+// RetryInfo.
+func NewError(o alicaptcha.Outcome) *connect.Error {
+	code := connect.CodePermissionDenied
+	switch o.Action.Status {
+	case http.StatusBadRequest, http.StatusRequestEntityTooLarge:
+		code = connect.CodeInvalidArgument
+	case http.StatusTooManyRequests:
+		code = connect.CodeResourceExhausted
+	case http.StatusServiceUnavailable:
+		code = connect.CodeUnavailable
+	}
+	rejection := connect.NewError(code, errors.New("the captcha was not passed"))
+	details := []proto.Message{&errdetails.ErrorInfo{
+		Reason:   o.Action.Reason,
+		Domain:   "alicaptcha",
+		Metadata: map[string]string{"retry": strconv.FormatBool(o.Action.Retry)},
+	}}
+	if o.Action.RetryAfter > 0 {
+		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(o.Action.RetryAfter)})
+	}
+	for _, message := range details {
+		if detail, err := connect.NewErrorDetail(message); err == nil {
+			rejection.AddDetail(detail)
+		}
+	}
+	return rejection
+}
+
+type askKey struct{}
+
+// Deferred returns service with all its procedures free to call [Require].
+func Deferred(captcha *alicaptcha.Middleware, service http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ask := sync.OnceValue(func() alicaptcha.Outcome { return captcha.Check(r) })
+		service.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), askKey{}, ask)))
+	})
+}
+
+// Require asks for the verdict, once for an RPC, and returns the error that the
+// RPC is to return, or nil. Config.ReportOnly has no effect on it.
+func Require(ctx context.Context) error {
+	ask, ok := ctx.Value(askKey{}).(func() alicaptcha.Outcome)
+	if !ok {
+		return NewError(alicaptcha.Outcome{Action: alicaptcha.DefaultPolicy()[alicaptcha.Misconfigured]})
+	}
+	if o := ask(); !o.Allowed {
+		return NewError(o)
+	}
+	return nil
+}

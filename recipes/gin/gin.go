@@ -1,0 +1,61 @@
+// Package gin puts alicaptcha in front of routes of gin.
+package gin
+
+import (
+	"net/http"
+
+	"github.com/gin-gonic/gin"
+
+	"github.com/alicaptcha/alicaptcha"
+)
+
+// NewRouter returns an Engine on which POST /login is behind the gate, and POST
+// /signup asks for the verdict itself. Handlers find the outcome in
+// c.Request.Context().
+func NewRouter(captcha *alicaptcha.Middleware, home, login, signup gin.HandlerFunc) *gin.Engine {
+	r := gin.New()
+	r.Use(gin.Recovery())
+	r.GET("/", home)
+	r.POST("/login", Gate(captcha.Handler), login)
+	r.POST("/signup", Gate(captcha.Deferred), signup)
+	return r
+}
+
+// Gate returns the handler for gin that wrap, which is Handler or Deferred of a
+// Middleware, makes of the handlers after it.
+func Gate(wrap func(http.Handler) http.Handler) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		passed := false
+		// Deferred, because after a panic that somebody recovers from without
+		// an Abort, gin would go on with the handler behind the gate.
+		defer func() {
+			if !passed {
+				c.Abort()
+			}
+		}()
+		wrap(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			passed = true
+			c.Request = r
+			c.Next()
+		})).ServeHTTP(c.Writer, c.Request)
+	}
+}
+
+// Signup returns a handler that spends no param on a form that is not complete.
+func Signup(create func(username string)) gin.HandlerFunc {
+	return func(c *gin.Context) {
+		var form struct {
+			Username string `json:"username" binding:"required"`
+		}
+		if err := c.ShouldBindJSON(&form); err != nil {
+			c.AbortWithStatusJSON(http.StatusUnprocessableEntity, gin.H{"error": "a username is required"})
+			return
+		}
+		if !alicaptcha.Require(c.Writer, c.Request) {
+			c.Abort() // the rejection is written
+			return
+		}
+		create(form.Username)
+		c.Status(http.StatusCreated)
+	}
+}

@@ -1,0 +1,24 @@
+// Package gorilla puts alicaptcha in front of routes of a gorilla/mux router.
+package gorilla
+
+import (
+	"net/http"
+
+	"github.com/gorilla/mux"
+
+	"github.com/alicaptcha/alicaptcha"
+)
+
+// NewRouter returns a router on which POST /login is behind the gate, and POST
+// /signup asks for the verdict itself, as in net/http. Use gates each route of
+// its subrouter.
+func NewRouter(captcha *alicaptcha.Middleware, home, login, signup http.HandlerFunc) http.Handler {
+	r := mux.NewRouter()
+	r.HandleFunc("/", home).Methods("GET")
+	r.Handle("/login", captcha.Handler(login)).Methods("POST")
+
+	deferred := r.NewRoute().Subrouter()
+	deferred.Use(captcha.Deferred)
+	deferred.HandleFunc("/signup", signup).Methods("POST")
+	return r
+}

@@ -1,0 +1,383 @@
+// Package gatetest has what the tests of the recipes share: a gate on the
+// simulator of the service, and what has to hold on every router.
+package gatetest
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log"
+	"log/slog"
+	"mime/multipart"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+)
+
+// A Service is the simulator, and a Verifier that asks it over HTTP and can be
+// watched.
+type Service struct {
+	*alicaptchatest.Server
+	Asked    chan struct{}           // one for each call, when it begins
+	Outcomes chan alicaptcha.Outcome // of the gates of Config
+	client   *alicaptcha.Client
+}
+
+// Start starts the service for the length of a test.
+func Start(t *testing.T) *Service {
+	server := alicaptchatest.Start(t, alicaptchatest.Config{})
+	return &Service{
+		Server:   server,
+		Asked:    make(chan struct{}, 1000),
+		Outcomes: make(chan alicaptcha.Outcome, 1000),
+		client:   server.Client(),
+	}
+}
+
+// Verify asks the simulator.
+func (s *Service) Verify(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
+	s.Asked <- struct{}{}
+	return s.client.Verify(ctx, req)
+}
+
+// Config returns the configuration of a gate for the scene "login".
+func (s *Service) Config() alicaptcha.Config {
+	return alicaptcha.Config{
+		Verifier: s,
+		SceneID:  "login",
+		Observe:  func(_ context.Context, o alicaptcha.Outcome) { s.Outcomes <- o },
+		Logger:   slog.New(slog.DiscardHandler),
+	}
+}
+
+// Gate returns a gate of Config.
+func (s *Service) Gate(t *testing.T) *alicaptcha.Middleware {
+	t.Helper()
+	captcha, err := alicaptcha.New(s.Config())
+	require.NoError(t, err)
+	return captcha
+}
+
+// Param returns a param that passes once.
+func (s *Service) Param(t *testing.T) string {
+	t.Helper()
+	param, err := s.Issue(alicaptchatest.Issue{SceneID: "login"})
+	require.NoError(t, err)
+	return param
+}
+
+// JSON returns a login as JSON, with the param unless it is empty.
+func JSON(username, param string) string {
+	members := map[string]string{"username": username, "padding": strings.Repeat("x", 10_000)}
+	if param != "" {
+		members["captchaVerifyParam"] = param
+	}
+	body, _ := json.Marshal(members) // of texts
+	return string(body)
+}
+
+// A Login is a handler behind the gate, which answers with the body that it got
+// and what it found in the context.
+type Login struct{ calls atomic.Int64 }
+
+// Seen is what the handler of a Login has seen.
+type Seen struct {
+	Body     string
+	Verified bool
+	Code     alicaptcha.Code
+	Found    bool // FromContext found an Outcome
+}
+
+func (l *Login) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	l.calls.Add(1)
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		http.Error(w, "unreadable", http.StatusRequestEntityTooLarge)
+		return
+	}
+	if bytes.Contains(body, []byte(`"username":"boom"`)) {
+		panic("boom")
+	}
+	o, found := alicaptcha.FromContext(r.Context())
+	json.NewEncoder(w).Encode(Seen{string(body), o.Verified, o.Code, found})
+}
+
+// Calls returns how often the handler was called.
+func (l *Login) Calls() int { return int(l.calls.Load()) }
+
+// An App is a recipe's router.
+type App struct {
+	// New returns it. POST /login must call login, GET / home, and POST
+	// /signup create with the username.
+	New func(captcha *alicaptcha.Middleware, home, login http.HandlerFunc, create func(string)) http.Handler
+
+	// Recovers says that it answers 500 when a handler panics.
+	Recovers bool
+
+	// Signup says that it has POST /signup, behind Deferred.
+	Signup bool
+}
+
+// Answer is what a client got.
+type Answer struct {
+	Status int
+	Header http.Header
+	Body   string
+}
+
+// Send sends a request to h over a server and returns the answer.
+func Send(t *testing.T, h http.Handler, method, path, contentType, body string) Answer {
+	t.Helper()
+	server := httptest.NewServer(h)
+	defer server.Close()
+	r, err := http.NewRequestWithContext(t.Context(), method, server.URL+path, strings.NewReader(body))
+	require.NoError(t, err)
+	r.Header.Set("Content-Type", contentType)
+	return Do(t, r)
+}
+
+// Do sends r and returns the answer. It follows no redirects.
+func Do(t *testing.T, r *http.Request) Answer {
+	t.Helper()
+	resp, err := http.DefaultTransport.RoundTrip(r)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return Answer{resp.StatusCode, resp.Header, string(body)}
+}
+
+// RequireRejected checks that a is a rejection as problem+json.
+func RequireRejected(t *testing.T, a Answer, status int, reason string) {
+	t.Helper()
+	require.Equal(t, status, a.Status, a.Body)
+	require.Equal(t, "application/problem+json", a.Header.Get("Content-Type"))
+	var problem struct {
+		Status int
+		Reason string
+	}
+	require.NoError(t, json.Unmarshal([]byte(a.Body), &problem), a.Body)
+	require.Equal(t, status, problem.Status)
+	require.Equal(t, reason, problem.Reason)
+}
+
+const typeJSON = "application/json"
+
+// Run checks what has to hold on every router.
+func Run(t *testing.T, app App) {
+	type fixture struct {
+		*Service
+		login   Login
+		created []string
+		app     http.Handler
+	}
+	start := func(t *testing.T) *fixture {
+		f := &fixture{Service: Start(t)}
+		home := func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "welcome") }
+		f.app = app.New(f.Gate(t), home, f.login.ServeHTTP, func(username string) { f.created = append(f.created, username) })
+		return f
+	}
+	requirePassed := func(t *testing.T, a Answer, body string) {
+		t.Helper()
+		require.Equal(t, http.StatusOK, a.Status, a.Body)
+		var seen Seen
+		require.NoError(t, json.Unmarshal([]byte(a.Body), &seen))
+		require.Equal(t, Seen{body, true, alicaptcha.T001, true}, seen)
+	}
+
+	t.Run("passes with the body whole", func(t *testing.T) {
+		f := start(t)
+
+		body := JSON("alice", f.Param(t))
+		requirePassed(t, Send(t, f.app, "POST", "/login", typeJSON, body), body)
+
+		body = url.Values{"username": {"alice"}, "captchaVerifyParam": {f.Param(t)}}.Encode()
+		requirePassed(t, Send(t, f.app, "POST", "/login", "application/x-www-form-urlencoded", body), body)
+
+		var form bytes.Buffer
+		parts := multipart.NewWriter(&form)
+		require.NoError(t, parts.WriteField("captchaVerifyParam", f.Param(t)))
+		file, err := parts.CreateFormFile("avatar", "avatar.png")
+		require.NoError(t, err)
+		_, err = file.Write(bytes.Repeat([]byte("0123456789abcdef"), 20_000))
+		require.NoError(t, err)
+		require.NoError(t, parts.Close())
+		requirePassed(t, Send(t, f.app, "POST", "/login", parts.FormDataContentType(), form.String()), form.String())
+
+		server := httptest.NewServer(f.app)
+		defer server.Close()
+		r, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+"/login", strings.NewReader("anything"))
+		require.NoError(t, err)
+		r.Header.Set("Captcha-Verify-Param", f.Param(t))
+		requirePassed(t, Do(t, r), "anything")
+		require.Equal(t, 4, f.Count())
+	})
+
+	t.Run("rejects", func(t *testing.T) {
+		f := start(t)
+		RequireRejected(t, Send(t, f.app, "POST", "/login", typeJSON, JSON("alice", "")), 400, "captcha_missing")
+		require.Zero(t, f.Count(), "nobody has to ask the service")
+
+		body := JSON("alice", f.Param(t))
+		requirePassed(t, Send(t, f.app, "POST", "/login", typeJSON, body), body)
+		RequireRejected(t, Send(t, f.app, "POST", "/login", typeJSON, body), 403, "captcha_expired")
+		require.Equal(t, 1, f.login.Calls())
+	})
+
+	t.Run("lets one of many through", func(t *testing.T) {
+		f := start(t)
+		server := httptest.NewServer(f.app)
+		defer server.Close()
+		body := JSON("alice", f.Param(t))
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				resp, err := http.Post(server.URL+"/login", typeJSON, strings.NewReader(body))
+				if err == nil {
+					resp.Body.Close()
+				}
+			})
+		}
+		wg.Wait()
+		require.Equal(t, 8, f.Count())
+		require.Equal(t, 1, f.login.Calls())
+	})
+
+	t.Run("gates its route only", func(t *testing.T) {
+		f := start(t)
+		a := Send(t, f.app, "GET", "/", "", "")
+		require.Equal(t, http.StatusOK, a.Status)
+		require.Equal(t, "welcome", a.Body)
+		require.Equal(t, http.StatusNotFound, Send(t, f.app, "POST", "/nowhere", typeJSON, "{}").Status)
+		require.Contains(t, []int{404, 405, 501}, Send(t, f.app, "PUT", "/login", typeJSON, "{}").Status)
+		require.Empty(t, f.Outcomes)
+
+		alicaptchatest.AssertProtected(t, f.app, "POST /login")
+		if app.Signup {
+			alicaptchatest.AssertProtected(t, withUsername(f.app), "POST /signup")
+		}
+	})
+
+	t.Run("has no way round", func(t *testing.T) {
+		f := start(t)
+		for _, target := range []string{
+			"/login/", "//login", "/./login", "/x/../login", "/login/.", "/%6Cogin", "/LOGIN", "/login;x", "/login?x",
+			"/%2Flogin", "%2Flogin", "/login%2F", "/login%00", "/x%2F..%2Flogin", "/login%3Fx", "/login:x", "http://other/login",
+		} {
+			for _, method := range []string{"POST", "post", "GET", "HEAD", "OPTIONS", "CONNECT"} {
+				r := httptest.NewRequestWithContext(t.Context(), "POST", "/", strings.NewReader(JSON("alice", "")))
+				r.Method = method
+				r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+				r.Header.Set("X-HTTP-Method-Override", "POST")
+				if u, err := url.ParseRequestURI(target); err == nil {
+					r.URL = u
+				} else {
+					r.URL = &url.URL{Path: "/login", RawPath: target}
+				}
+				f.app.ServeHTTP(httptest.NewRecorder(), r)
+				require.Zero(t, f.login.Calls(), "%s %s", method, target)
+			}
+		}
+	})
+
+	t.Run("a client that hangs up", func(t *testing.T) {
+		f := start(t)
+		require.NoError(t, f.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))
+		server := httptest.NewServer(f.app)
+		defer server.Close()
+		ctx, cancel := context.WithCancel(t.Context())
+		go func() {
+			<-f.Asked
+			cancel()
+		}()
+		// A server of HTTP/1 notices it when the body has been read.
+		body := `{"username":"alice","captchaVerifyParam":"` + f.Param(t) + `"}`
+		r, err := http.NewRequestWithContext(ctx, "POST", server.URL+"/login", strings.NewReader(body))
+		require.NoError(t, err)
+		r.Header.Set("Content-Type", typeJSON)
+		_, err = http.DefaultClient.Do(r)
+		require.ErrorIs(t, err, context.Canceled)
+		require.Equal(t, alicaptcha.ClientCanceled, (<-f.Outcomes).Code)
+		server.Close() // the request has ended
+		require.Zero(t, f.login.Calls())
+	})
+
+	t.Run("a handler that panics", func(t *testing.T) {
+		f := start(t)
+		var logged lockedBuffer
+		server := httptest.NewUnstartedServer(f.app)
+		server.Config.ErrorLog = log.New(&logged, "", 0)
+		server.Start()
+		resp, err := http.Post(server.URL+"/login", typeJSON, strings.NewReader(JSON("boom", f.Param(t))))
+		if err == nil {
+			resp.Body.Close()
+		}
+		server.Close()
+		require.Equal(t, 1, f.login.Calls())
+		if app.Recovers {
+			require.NoError(t, err)
+			require.Equal(t, http.StatusInternalServerError, resp.StatusCode)
+			require.Empty(t, logged.String())
+		} else {
+			require.Error(t, err)
+			require.Contains(t, logged.String(), "panic serving")
+			require.Contains(t, logged.String(), "boom")
+		}
+		body := JSON("alice", f.Param(t))
+		requirePassed(t, Send(t, f.app, "POST", "/login", typeJSON, body), body)
+	})
+
+	if !app.Signup {
+		return
+	}
+	t.Run("a handler that decides when", func(t *testing.T) {
+		f := start(t)
+		param := f.Param(t)
+		require.Equal(t, http.StatusUnprocessableEntity, Send(t, f.app, "POST", "/signup", typeJSON, JSON("", param)).Status)
+		require.Zero(t, f.Count(), "a bad form spends no param")
+		require.Empty(t, f.Outcomes)
+		require.Empty(t, f.created)
+
+		require.Equal(t, http.StatusCreated, Send(t, f.app, "POST", "/signup", typeJSON, JSON("bob", param)).Status)
+		RequireRejected(t, Send(t, f.app, "POST", "/signup", typeJSON, JSON("bob", param)), 403, "captcha_expired")
+		RequireRejected(t, Send(t, f.app, "POST", "/signup", typeJSON, JSON("bob", "")), 400, "captcha_missing")
+		require.Equal(t, 2, f.Count())
+		require.Equal(t, []string{"bob"}, f.created)
+	})
+}
+
+// withUsername gives requests the body with which signup comes to its Require.
+func withUsername(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.Body = io.NopCloser(strings.NewReader(JSON("bob", "")))
+		r.ContentLength = -1
+		h.ServeHTTP(w, r)
+	})
+}
+
+type lockedBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *lockedBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *lockedBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
