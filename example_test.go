@@ -1,6 +1,8 @@
 package alicaptcha_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -67,6 +69,129 @@ func Example_serveMux() {
 
 	knock(mux)
 	// Output: 400
+}
+
+// A Client, a Breaker around it, and a gate for each scene. The keys come from
+// the environment; here they are a simulator's.
+func ExampleNew() {
+	service := httptest.NewServer(alicaptchatest.NewSimulator(alicaptchatest.Config{}))
+	defer service.Close()
+
+	client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
+		Endpoint:        service.URL, // in production: Region
+		AccessKeyID:     "test-id",
+		AccessKeySecret: "test-secret",
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	verifier, err := alicaptcha.Breaker(client, alicaptcha.BreakerConfig{})
+	if err != nil {
+		log.Fatal(err)
+	}
+	login, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login"})
+	if err != nil {
+		log.Fatal(err)
+	}
+	signup, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "signup"})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	mux := http.NewServeMux()
+	mux.Handle("POST /login", login.Handler(http.HandlerFunc(handleLogin)))
+	mux.Handle("POST /signup", signup.Handler(http.HandlerFunc(handleLogin)))
+	knock(mux)
+	// Output: 400
+}
+
+// Every fault of a ClientConfig is reported at once, and none shows a key.
+func ExampleNewClient() {
+	_, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
+		Region:          "eu",
+		AccessKeyID:     "an ID",
+		AccessKeySecret: "a secret\n", // read from a file
+	})
+	fmt.Println(err)
+	// Output:
+	// alicaptcha: ClientConfig.Region must be Mainland ("cn") or International ("sgp")
+	// alicaptcha: ClientConfig.AccessKeyID has white space or other characters that no key has
+	// alicaptcha: ClientConfig.AccessKeySecret has white space or other characters that no key has
+}
+
+// After the first failure this breaker does not ask any more.
+func ExampleBreaker() {
+	service := alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+		fmt.Println("asked")
+		return alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}
+	})
+	verifier, err := alicaptcha.Breaker(service, alicaptcha.BreakerConfig{Failures: 1, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		log.Fatal(err)
+	}
+	for range 2 {
+		_, err := verifier.Verify(context.Background(), alicaptcha.Request{Param: "…", SceneID: "login"})
+		fmt.Println(err, errors.Is(err, alicaptcha.ErrBreakerOpen))
+	}
+	// Output:
+	// asked
+	// alicaptcha: service_unavailable false
+	// alicaptcha: service_unavailable: the breaker is open true
+}
+
+// An answer of one's own. Outcome.Code is for the log: the client should not
+// learn it.
+func ExampleReject() {
+	captcha, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: alicaptchatest.Rejecting(alicaptcha.F001),
+		SceneID:  "1a2b3c4d",
+		Policy:   alicaptcha.Policy{alicaptcha.F001: alicaptcha.Reject(http.StatusUnauthorized)},
+		OnReject: func(w http.ResponseWriter, _ *http.Request, o alicaptcha.Outcome) {
+			w.WriteHeader(o.Action.Status)
+			fmt.Fprintf(w, "reason=%s", o.Action.Reason)
+		},
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	r := httptest.NewRequest("POST", "/login", nil)
+	r.Header.Set("Captcha-Verify-Param", "…")
+	w := httptest.NewRecorder()
+	captcha.Handler(http.HandlerFunc(handleLogin)).ServeHTTP(w, r)
+	fmt.Println(w.Code, w.Body)
+	// Output: 401 reason=captcha_rejected
+}
+
+// In staging the scene may be in test mode, which passes everybody.
+func ExampleAllow() {
+	captcha, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+			return alicaptcha.Result{Passed: true, Code: alicaptcha.T005}, nil
+		}),
+		SceneID: "1a2b3c4d",
+		Policy:  alicaptcha.Policy{alicaptcha.T005: alicaptcha.Allow()},
+		Logger:  slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	r := httptest.NewRequest("POST", "/login", nil)
+	r.Header.Set("Captcha-Verify-Param", "…")
+	o := captcha.Check(r)
+	fmt.Println("allowed:", o.Allowed, "verified:", o.Verified)
+	// Output: allowed: true verified: false
+}
+
+func ExampleDefaultPolicy() {
+	for _, code := range []alicaptcha.Code{alicaptcha.T001, alicaptcha.F018, alicaptcha.ServiceTimeout} {
+		a := alicaptcha.DefaultPolicy()[code]
+		fmt.Println(code, a.Allow, a.Status, a.Reason, a.Retry)
+	}
+	// Output:
+	// T001 true 0  false
+	// F018 false 403 captcha_expired true
+	// service_timeout false 503 captcha_unavailable true
 }
 
 // Every fault of a Config is reported at once.
@@ -160,6 +285,41 @@ func ExampleFromBody() {
 	// Output:
 	// "" <nil>
 	// "a param" <nil>
+}
+
+func ExampleFromHeader() {
+	r := httptest.NewRequest("POST", "/login", nil)
+	r.Header.Set("X-Captcha-Verify-Param", "a param")
+	fmt.Println(alicaptcha.FromHeader("X-Captcha-Verify-Param")(r))
+	// Output: a param <nil>
+}
+
+// The URL's query never counts: URLs end up in logs.
+func ExampleFromForm() {
+	r := httptest.NewRequest("POST", "/login?captcha=in+the+URL", strings.NewReader("user=alice&captcha=a+param"))
+	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	fmt.Println(alicaptcha.FromForm("captcha")(r))
+	// Output: a param <nil>
+}
+
+func ExampleFromJSON() {
+	r := httptest.NewRequest("POST", "/login", strings.NewReader(`{"forms":[{"captcha":"a param"}]}`))
+	r.Header.Set("Content-Type", "application/json")
+	fmt.Println(alicaptcha.FromJSON("/forms/0/captcha")(r))
+	// Output: a param <nil>
+}
+
+// The default places, and one more.
+func ExampleDefaultExtractors() {
+	extractors := append(alicaptcha.DefaultExtractors(), alicaptcha.FromHeader("X-Captcha-Verify-Param"))
+	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "1a2b3c4d", Extractors: extractors})
+	if err != nil {
+		log.Fatal(err)
+	}
+	r := httptest.NewRequest("POST", "/login", nil)
+	r.Header.Set("X-Captcha-Verify-Param", "…")
+	fmt.Println(captcha.Check(r).Code)
+	// Output: T001
 }
 
 // A handler behind the gate is tested without one.

@@ -2,7 +2,10 @@ package alicaptchatest_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"log/slog"
+	"net/http"
 	"net/http/httptest"
 	"testing"
 
@@ -57,4 +60,79 @@ func ExampleNewSimulator() {
 	result, err := client.Verify(context.Background(), alicaptcha.Request{Param: param, SceneID: "checkout"})
 	fmt.Println(result.Passed, result.Code, err)
 	// Output: false F001 <nil>
+}
+
+// Like Start, over TLS; what Client returns trusts the certificate.
+func ExampleStartTLS() {
+	t := &fakeTB{TB: new(testing.T)} // in a test: its *testing.T
+	defer t.cleanup()
+
+	srv := alicaptchatest.StartTLS(t, alicaptchatest.Config{})
+	if err := srv.SetFaults(alicaptchatest.Faults{Credentials: "overdue"}); err != nil {
+		t.Fatalf("%v", err)
+	}
+	_, err := srv.Client().Verify(context.Background(), alicaptcha.Request{Param: "…", SceneID: "login"})
+	e, _ := errors.AsType[*alicaptcha.Error](err)
+	fmt.Println(e.Code, e.Status, e.ServiceCode)
+	// Output: misconfigured 403 Forbidden.AccountAccessDenied
+}
+
+func ExamplePassing() {
+	fmt.Println(code(alicaptchatest.Passing()))
+	// Output: T001
+}
+
+func ExampleRejecting() {
+	fmt.Println(code(alicaptchatest.Rejecting(alicaptcha.F010)))
+	// Output: F010
+}
+
+func ExampleFailing() {
+	fmt.Println(code(alicaptchatest.Failing(alicaptcha.ServiceTimeout)))
+	// Output: service_timeout
+}
+
+// code returns how a login ends at a gate with v.
+func code(v alicaptcha.Verifier) alicaptcha.Code {
+	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: v, SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		panic(err)
+	}
+	r := httptest.NewRequest("POST", "/login", nil)
+	r.Header.Set("Captcha-Verify-Param", "…")
+	return captcha.Check(r).Code
+}
+
+// A handler that stands behind a gate in production, tested without one.
+func ExampleNewContext() {
+	handler := func(w http.ResponseWriter, r *http.Request) {
+		outcome, _ := alicaptcha.FromContext(r.Context())
+		fmt.Fprint(w, "verified: ", outcome.Verified)
+	}
+	r := httptest.NewRequest("POST", "/login", nil)
+	r = r.WithContext(alicaptchatest.NewContext(r.Context(), alicaptcha.Outcome{Code: alicaptcha.T001, Allowed: true, Verified: true}))
+	w := httptest.NewRecorder()
+	handler(w, r)
+	fmt.Println(w.Body)
+	// Output: verified: true
+}
+
+func ExampleAssertProtected() {
+	t := &fakeTB{TB: new(testing.T)} // in a test: its *testing.T
+	defer t.cleanup()
+
+	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "login"})
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	mux := http.NewServeMux()
+	login := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+	mux.Handle("POST /login", captcha.Handler(login))
+	mux.Handle("POST /v2/login", login) // forgotten
+
+	fmt.Println(alicaptchatest.AssertProtected(t, mux, "POST /login"))
+	fmt.Println(alicaptchatest.AssertProtected(t, mux, "POST /login", "POST /v2/login"))
+	// Output:
+	// true
+	// false
 }
