@@ -6,9 +6,11 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"mime/multipart"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -21,9 +23,11 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 	"github.com/stretchr/testify/require"
 )
 
@@ -500,6 +504,29 @@ func TestAdaptiveAtOnce(t *testing.T) {
 	wg.Wait()
 	require.LessOrEqual(t, free.Load(), int32(3))
 	require.Equal(t, int32(40), free.Load()+asked.Load())
+}
+
+// Failures are remembered for a quarter of an hour at least, and not for ever.
+func TestAdaptiveForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+		require.NoError(t, err)
+		h := captcha.Deferred(http.HandlerFunc(newAdaptive().handle))
+		guess := func() int {
+			w := httptest.NewRecorder()
+			r := httptest.NewRequest("POST", "/adaptive", strings.NewReader(`{"username":"alice","password":"wrong"}`))
+			r.Header.Set("Content-Type", "application/json")
+			h.ServeHTTP(w, r)
+			return w.Code
+		}
+		for range 3 {
+			require.Equal(t, http.StatusUnauthorized, guess())
+		}
+		time.Sleep(failureWindow)
+		require.Equal(t, http.StatusBadRequest, guess())
+		time.Sleep(2 * failureWindow)
+		require.Equal(t, http.StatusUnauthorized, guess())
+	})
 }
 
 // A flood ends before it costs a verification, and other pages are still there.
