@@ -30,6 +30,7 @@ import (
 	"github.com/alibabacloud-go/tea/dara"
 	"github.com/aliyun/credentials-go/credentials"
 	"github.com/go-json-experiment/json/jsontext"
+	"golang.org/x/time/rate"
 )
 
 // A Verifier asks for the verdict on a param. [Client] is one.
@@ -97,7 +98,7 @@ func (r Result) strict() (Result, bool) {
 type Error struct {
 	Code        Code   // one of the words, never a T or F code
 	Status      int    // of the service's answer; 0 if there was none
-	ServiceCode string // the answer's Code, such as "InvalidParameter"
+	ServiceCode string // the answer's Code, such as "InvalidParameter"; from Diagnose also a VerifyCode
 	RequestID   string // names the call in the service's records
 	Err         error  // the cause, may be nil
 }
@@ -196,6 +197,10 @@ type ClientConfig struct {
 	// end the connection for all, and net/http may send a call again that the
 	// server has reset.
 	Transport http.RoundTripper
+
+	// Logger is told when Credential gave no new keys, at error and at most
+	// once a minute, and when it gives them again. If nil, it is slog.Default.
+	Logger *slog.Logger
 
 	_ [0]func() // fields by name only
 }
@@ -407,8 +412,10 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 }
 
 // Diagnose asks the service about a made-up param of the scene, and returns nil
-// or what the operator has to change. It costs one verification. An empty
-// sceneID leaves the scene out of it.
+// or an error that says what the operator has to change. The error wraps an
+// [*Error]; where it is about the scene, the Error's ServiceCode is the verdict's
+// VerifyCode. It costs one verification. An empty sceneID leaves the scene out of
+// it, and the page's widget, whose region must be the endpoint's, always is.
 func (c *Client) Diagnose(ctx context.Context, sceneID string) error {
 	// Of the form that V3 has: with any other the service need not look at the scene.
 	made, err := json.Marshal(map[string]any{"certifyId": "alicaptcha-diagnose", "sceneId": sceneID, "isSign": true, "securityToken": "alicaptcha-diagnose"})
@@ -420,12 +427,63 @@ func (c *Client) Diagnose(ctx context.Context, sceneID string) error {
 		if e.Code == RequestRefused && (e.ServiceCode == "InvalidParameter" || e.ServiceCode == "MissingParameter") {
 			return nil // it was signed and permitted, and the made-up param was noticed
 		}
-		return fmt.Errorf("%w: %s", e, e.Code.Description())
+		return fmt.Errorf("%w: %s", e, remedy(e))
 	}
 	if result.Passed || result.Code == F004 || result.Code == F005 || result.Code == F006 {
-		return fmt.Errorf("alicaptcha: scene %q: %s: %s", sceneID, result.Code, result.Code.Description())
+		e := &Error{Code: Misconfigured, Status: http.StatusOK, ServiceCode: string(result.Code), RequestID: token(result.RequestID)}
+		return fmt.Errorf("%w: scene %q: %s", e, sceneID, remedy(e))
 	}
 	return nil
+}
+
+// remedies say what to do about the Codes that begin so; the first one counts.
+var remedies = []struct{ prefix, text string }{
+	{"InvalidAccessKeyId.Inactive", "the AccessKey is disabled: enable it in the RAM console, or use another"},
+	{"InvalidAccessKeyId", "the AccessKey ID does not exist: compare it with the RAM console, and see that it is of an Alibaba Cloud account"},
+	{"SignatureNonceUsed", "the call arrived twice: something on the way to the service repeats it"},
+	{"Signature", "the AccessKey secret is not that of the AccessKey ID: set both anew (or something on the way to the service changes the call)"},
+	{"IncompleteSignature", "the signature arrived in part: something on the way to the service drops headers"},
+	{"InvalidSecurityToken.Expired", "the STS token has expired: use new temporary keys, or a Credential, which renews them"},
+	{"InvalidSecurityToken", "the STS token is not that of the AccessKey: take all three from one answer of STS, and no token for a RAM user's own AccessKey"},
+	{"MissingSecurityToken", "the AccessKey is a temporary one: set its STS token too"},
+	{"InvalidTimeStamp", "the clock is more than 15 minutes off: set it, best by NTP"},
+	{"IllegalTimestamp", "the clock is more than 15 minutes off: set it, best by NTP"},
+	{"Forbidden.AccountAccessDenied", "the account is overdue, or CAPTCHA 2.0 is not activated for it: pay or activate it in the console"},
+	{"Forbidden.AccessKeyDisabled", "the AccessKey is disabled: enable it in the RAM console, or use another"},
+	{"Forbidden", "the RAM user or role lacks the permission: attach AliyunYundunAFSFullAccess to it in the RAM console"},
+	{"NoPermission", "the RAM user or role lacks the permission: attach AliyunYundunAFSFullAccess to it in the RAM console"},
+	{"InvalidAction", "the endpoint is not one of CAPTCHA 2.0: set the Region, or correct the Endpoint"},
+	{"InvalidVersion", "the endpoint is not one of CAPTCHA 2.0: set the Region, or correct the Endpoint"},
+	{"Throttling", "the account's limit on calls is reached: try again later; if the usual load does it, have the limit raised"},
+	{"InternalError", "the service has a fault of its own: try again later"},
+	{"F004", "it is in test mode and fails everybody: switch test mode off in the console"},
+	{"F005", "it does not exist: compare it with the console's, of the region that the endpoint and the page's widget have"},
+	{"F006", "it belongs to another account: compare it with the console of the account that the AccessKey is of"},
+	{"T005", "it is in test mode and passes everybody: switch test mode off in the console, or allow T005 in the Policy where that is meant"},
+	{"T0", "a made-up param passed: look for test mode and an allow-list in the console"},
+}
+
+// remedy says what to do about e.
+func remedy(e *Error) string {
+	for _, r := range remedies {
+		if strings.HasPrefix(e.ServiceCode, r.prefix) {
+			return r.text
+		}
+	}
+	_, isDNS := errors.AsType[*net.DNSError](e)
+	_, isCert := errors.AsType[*tls.CertificateVerificationError](e)
+	_, isNoTLS := errors.AsType[tls.RecordHeaderError](e)
+	switch {
+	case isDNS:
+		return "the endpoint could not be reached, as its name has no address: correct it, or this machine's DNS"
+	case isCert || isNoTLS:
+		return "the endpoint could not be reached by TLS: correct it, or this machine's root certificates, or let the proxy leave TLS alone"
+	case e.Status == 0 && (e.Code == ServiceUnavailable || e.Code == ServiceTimeout):
+		return "the endpoint could not be reached, or not in time: look at it, the firewall and the environment's HTTPS_PROXY"
+	case e.ServiceCode == "" && (e.Code == ServiceUnavailable || e.Code == RequestRefused):
+		return "the answer is not of the service's form: look for a proxy or gateway on the way, and at the endpoint"
+	}
+	return e.Code.Description()
 }
 
 // answerKey is the context's key of the *answer that a call fills.
@@ -710,7 +768,11 @@ func (doc *document) fromXML(body []byte) {
 
 // Keys from a Credential are asked for again in the background when they are
 // older than keysFresh, and not used without asking when they are older than
-// keysStale: providers renew temporary keys 180 s before these end.
+// keysStale. When they end cannot be seen: a CredentialModel does not say it.
+// But what credentials-go gives is good for 180 s more, a fifth of the shortest
+// session: asked later than that it renews. So it renews while a call that asks
+// is not held up, and two minutes before the keys end. (The deprecated
+// rsa_key_pair renews when 5% are left, which is 180 s of its default session.)
 // A source that has not answered for keysPatience is not waited for.
 const (
 	keysFresh    = 60 * time.Second
@@ -721,11 +783,13 @@ const (
 // A keyring has the keys of a Client.
 type keyring struct {
 	source credentials.Credential // nil: the keys never change
+	logger *slog.Logger           // nil: slog.Default
+	loud   rate.Sometimes         // when a failure is logged
 
 	mu         sync.Mutex
 	key        accessKey
 	got, asked time.Time     // when the source last gave keys, and was last asked
-	failed     bool          // the last time it was asked
+	failed     bool          // it gave none when last asked, or has not answered for keysPatience
 	asking     chan struct{} // closed when the source has answered; nil while it is not being asked
 }
 
@@ -749,7 +813,7 @@ func newKeyring(cfg ClientConfig, fault func(format string, args ...any)) *keyri
 			fault("Credential gave no keys: %w", err)
 		}
 		now := time.Now()
-		return &keyring{source: cfg.Credential, key: key, got: now, asked: now}
+		return &keyring{source: cfg.Credential, logger: cfg.Logger, loud: rate.Sometimes{Interval: time.Minute}, key: key, got: now, asked: now}
 	}
 
 	fields := []struct{ name, variable, value string }{
@@ -792,7 +856,7 @@ func askFor(source credentials.Credential) (key accessKey, err error) {
 	}()
 	model, err := source.GetCredential()
 	if err != nil {
-		return accessKey{}, &Error{Code: Misconfigured, Err: err}
+		return accessKey{}, &Error{Code: Misconfigured, Err: safeError{fmt.Sprintf("the Credential failed with a %T", err), err}}
 	}
 	if model == nil || dara.StringValue(model.AccessKeyId) == "" || dara.StringValue(model.AccessKeySecret) == "" {
 		return accessKey{}, &Error{Code: Misconfigured, Err: safeError{text: "the Credential has no AccessKey pair"}}
@@ -825,11 +889,16 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 		k.asking = make(chan struct{})
 		go k.renew()
 	}
+	overdue := k.asking != nil && now.Sub(k.asked) > keysPatience
+	k.failed = k.failed || overdue
 	key, asking := k.key, k.asking
 	// After a failure the old keys serve on until the service refuses them.
 	usable := k.failed || now.Sub(k.got) <= keysStale
 	patience := keysPatience - now.Sub(k.asked)
 	k.mu.Unlock()
+	if overdue {
+		k.logFailure(&Error{Code: Misconfigured, Err: safeError{text: "the Credential does not answer"}})
+	}
 	if usable || asking == nil {
 		return key, nil
 	}
@@ -849,18 +918,35 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 
 // renew asks the source once.
 func (k *keyring) renew() {
-	answered := false
 	var key accessKey
-	defer func() { // also if the source ends the goroutine
+	var err error = &Error{Code: Misconfigured, Err: safeError{text: "the Credential ended its goroutine"}}
+	defer func() { // also if the source does that
 		k.mu.Lock()
-		defer k.mu.Unlock()
-		k.failed = !answered
-		if answered {
+		mended := k.failed && err == nil
+		k.failed = err != nil
+		if err == nil {
 			k.key, k.got = key, time.Now()
 		}
 		close(k.asking)
 		k.asking = nil
+		k.mu.Unlock()
+		switch {
+		case err != nil:
+			k.logFailure(err)
+		case mended:
+			k.log().Info("captcha: the Credential gives keys again")
+		}
 	}()
-	key, err := askFor(k.source)
-	answered = err == nil
+	key, err = askFor(k.source)
 }
+
+// logFailure logs err, which shows nothing of what the source said.
+func (k *keyring) logFailure(err error) {
+	now := false
+	k.loud.Do(func() { now = true })
+	if now {
+		k.log().Error("captcha: the Credential gave no new keys, the old ones serve on until they end", "captcha.error", err.Error())
+	}
+}
+
+func (k *keyring) log() *slog.Logger { return cmp.Or(k.logger, slog.Default()) }

@@ -24,6 +24,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -1936,6 +1937,7 @@ func TestClientRedaction(t *testing.T) {
 	cfg := clientConfig(nil)
 	cfg.Endpoint = "https://captcha.example"
 	cfg.Credential = clientGiving(clientModel(clientID, clientSecret, clientSTS), nil)
+	cfg.Logger = slog.New(slog.NewTextHandler(io.Discard, nil)).With("key", clientSecret)
 	withPassword := alicaptcha.ClientConfig{Endpoint: "https://user:hunter2@captcha.example", AccessKeySecret: clientSecret}
 	type holder struct {
 		Request *alicaptcha.Request
@@ -2306,6 +2308,7 @@ func TestClientCredentials(t *testing.T) {
 // clientRotation is a Credential whose n-th answer is the id "key-n", and a
 // Client that tells which id signed.
 type clientRotation struct {
+	log     logbook
 	mu      sync.Mutex
 	asked   int
 	at      int // how many ask now
@@ -2348,7 +2351,7 @@ func clientRotate(t *testing.T, before func(n int) error) *clientRotation {
 		c.mu.Unlock()
 		return clientCanned(200, clientPass)(r)
 	}))
-	cfg.Credential = c.source()
+	cfg.Credential, cfg.Logger = c.source(), slog.New(&c.log)
 	c.client = clientNew(t, cfg)
 	return c
 }
@@ -2559,6 +2562,7 @@ func TestClientCredentialThatFails(t *testing.T) {
 				}
 				return []*credentials.CredentialModel{nil, {}, clientModel("", "", ""), clientModel("key-2", "", "")}[n%4], nil
 			}}
+			cfg.Logger = slog.New(slog.DiscardHandler)
 			client := clientNew(t, cfg)
 			for range 6 {
 				time.Sleep(10 * time.Minute)
@@ -2569,6 +2573,212 @@ func TestClientCredentialThatFails(t *testing.T) {
 			}
 			require.Equal(t, 7, n)
 		})
+	})
+}
+
+// A renewal that fails is told to the operator, and not for each call.
+func TestClientLogsCredentialThatFails(t *testing.T) {
+	for name, tc := range map[string]struct {
+		fail func() error
+		want string
+	}{
+		"error": {func() error { return fmt.Errorf("x: %w", errClientSource) }, "the Credential failed with a *fmt.wrapError"},
+		"panic": {func() error { panic(errClientSource) }, "the Credential panicked with a *errors.errorString"},
+		"exit":  {func() error { runtime.Goexit(); return nil }, "the Credential ended its goroutine"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var failing atomic.Bool
+				c := clientRotate(t, func(int) error {
+					if failing.Load() {
+						return tc.fail()
+					}
+					return nil
+				})
+				calls := func(d time.Duration) {
+					for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(time.Second) {
+						c.verify(t)
+					}
+					synctest.Wait()
+				}
+				calls(10 * time.Minute)
+				require.Empty(t, c.log.String(), "what works is not worth a line")
+
+				failing.Store(true)
+				calls(10 * time.Minute)
+				lines := strings.SplitAfter(c.log.String(), "\n")
+				require.Len(t, lines, 11, c.log.String()) // asked once in 61 s; the last is empty
+				for _, line := range lines[:10] {
+					require.Equal(t, "ERROR captcha: the Credential gave no new keys, the old ones serve on until they end captcha.error=alicaptcha: misconfigured: "+tc.want+"\n", line)
+				}
+				for i, r := range c.log.records[1:] {
+					require.GreaterOrEqual(t, r.Time.Sub(c.log.records[i].Time), time.Minute)
+				}
+				clientRedacted(t, c.log.String())
+
+				failing.Store(false)
+				c.log.records = nil
+				calls(10 * time.Minute)
+				require.Equal(t, "INFO captcha: the Credential gives keys again\n", c.log.String())
+			})
+		})
+	}
+}
+
+// Failures that follow one another faster than a minute share a line.
+func TestClientLogsAtMostOncePerMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := clientRotate(t, func(n int) error {
+			switch n {
+			case 1:
+				return nil
+			case 2:
+				time.Sleep(9 * time.Second)
+			}
+			return errClientSource
+		})
+		for range 3 {
+			time.Sleep(61 * time.Second)
+			c.verify(t)
+		}
+		synctest.Wait()
+		require.Equal(t, 4, c.count())
+		require.Len(t, c.log.records, 2, c.log.String()) // after 70 s and 183 s, not after 122 s
+	})
+}
+
+func TestClientLogsHangingCredential(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		c := clientRotate(t, func(n int) error {
+			if n > 1 {
+				<-release
+			}
+			return nil
+		})
+		time.Sleep(61 * time.Second)
+		for range 10 {
+			c.verify(t)
+			time.Sleep(time.Second)
+		}
+		require.Equal(t, "key-1", c.verify(t))
+		require.Empty(t, c.log.String(), "it has ten seconds")
+		for range 120 {
+			time.Sleep(time.Second)
+			require.Equal(t, "key-1", c.verify(t))
+		}
+		line := "ERROR captcha: the Credential gave no new keys, the old ones serve on until they end captcha.error=alicaptcha: misconfigured: the Credential does not answer\n"
+		require.Equal(t, line+line, c.log.String())
+
+		close(release)
+		synctest.Wait()
+		require.Equal(t, line+line+"INFO captcha: the Credential gives keys again\n", c.log.String())
+		require.Equal(t, "key-2", c.verify(t))
+	})
+}
+
+func TestClientLogsToTheDefault(t *testing.T) {
+	log := quietDefault(t)
+	synctest.Test(t, func(t *testing.T) {
+		n := 0
+		cfg := clientConfig(clientCanned(200, clientPass))
+		cfg.Credential = &clientSource{get: func() (*credentials.CredentialModel, error) {
+			if n++; n > 1 {
+				return nil, errClientSource
+			}
+			return clientModel(clientID, clientSecret, ""), nil
+		}}
+		client := clientNew(t, cfg)
+		time.Sleep(61 * time.Second)
+		_, err := client.Verify(context.Background(), alicaptcha.Request{Param: clientParam})
+		require.NoError(t, err)
+		synctest.Wait()
+	})
+	require.Equal(t, []slog.Level{slog.LevelError}, log.levels())
+}
+
+// What credentials-go gives for a session of 900 s, the shortest there is: with
+// a call every few seconds the keys are always good, and no call waits for them
+// although the source takes seconds. Time is the bubble's, but for the source's
+// HTTP server, which stands outside; the service's key check is the simulator's.
+func TestClientRotatesSessionKeys(t *testing.T) {
+	const life = 900 * time.Second
+	var mu sync.Mutex
+	var ends []time.Time // of each session so far, by the bubble's clock
+	var now time.Time
+	source := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		ends = append(ends, now.Add(life))
+		n := len(ends)
+		fmt.Fprintf(w, `{"AccessKeyId":"STS.%d","AccessKeySecret":"secret-%d","SecurityToken":"token-%d","Expiration":%q}`,
+			n, n, n, now.Add(life).UTC().Format("2006-01-02T15:04:05Z"))
+	}))
+	defer source.Close()
+	source.Config.SetKeepAlivesEnabled(false) // time stands while a connection is open
+	uri, err := credentials.NewCredential(&credentials.Config{Type: new("credentials_uri"), Url: &source.URL})
+	require.NoError(t, err)
+
+	synctest.Test(t, func(t *testing.T) {
+		slow := false
+		var renewals []time.Duration // what was left of the session before, when another began
+		cfg := clientConfig(clientTransport(func(r *http.Request) (*http.Response, error) {
+			_, rest, _ := strings.Cut(r.Header.Get("Authorization"), "Credential=STS.")
+			id, _, _ := strings.Cut(rest, ",")
+			n, err := strconv.Atoi(id)
+			if err != nil {
+				return nil, err
+			}
+			mu.Lock()
+			ended := !time.Now().Before(ends[n-1])
+			mu.Unlock()
+			w := httptest.NewRecorder()
+			if ended {
+				io.WriteString(w, `{"Code":"InvalidSecurityToken.Expired"}`)
+				return w.Result(), nil
+			}
+			sim := alicaptchatest.NewSimulator(alicaptchatest.Config{AccessKeyID: "STS." + id, AccessKeySecret: "secret-" + id, SecurityToken: "token-" + id})
+			call := httptest.NewRequest(r.Method, r.URL.String(), r.Body)
+			for name, values := range r.Header { // as the wire would have them
+				call.Header[http.CanonicalHeaderKey(name)] = values
+			}
+			sim.ServeHTTP(w, call)
+			return w.Result(), nil
+		}))
+		log := new(logbook)
+		cfg.Logger = slog.New(log)
+		cfg.Credential = &clientSource{get: func() (*credentials.CredentialModel, error) {
+			if slow {
+				time.Sleep(5 * time.Second)
+			}
+			mu.Lock()
+			now = time.Now()
+			before := len(ends)
+			mu.Unlock()
+			model, err := uri.GetCredential()
+			mu.Lock()
+			defer mu.Unlock()
+			if before > 0 && len(ends) > before {
+				renewals = append(renewals, ends[before-1].Sub(now))
+			}
+			return model, err
+		}}
+		client := clientNew(t, cfg)
+		slow = true
+		for end := time.Now().Add(2 * time.Hour); time.Now().Before(end); time.Sleep(7 * time.Second) {
+			start := time.Now()
+			result, err := client.Verify(context.Background(), alicaptcha.Request{Param: "junk", SceneID: "login"})
+			require.NoError(t, err)
+			require.Equal(t, alicaptcha.F003, result.Code, "signed as the simulator wants it")
+			require.Zero(t, time.Since(start))
+		}
+		time.Sleep(time.Minute) // the last question has its answer
+		require.Len(t, renewals, 9)
+		for _, left := range renewals {
+			require.Less(t, left, 3*time.Minute+time.Second)
+			require.Greater(t, left, 100*time.Second)
+		}
+		require.Empty(t, log.String())
 	})
 }
 
@@ -2612,23 +2822,43 @@ func TestClientDiagnose(t *testing.T) {
 		"InvalidParameter": {refused(401, "InvalidParameter"), nil},
 		"MissingParameter": {refused(400, "MissingParameter"), nil},
 
-		"F004":                      {verdict(false, "F004"), []string{`"login"`, "F004", "test mode"}},
-		"F005":                      {verdict(false, "F005"), []string{`"login"`, "F005", "does not exist", "console"}},
-		"F006":                      {verdict(false, "F006"), []string{`"login"`, "F006", "another account"}},
-		"T001":                      {verdict(true, "T001"), []string{`"login"`, "T001"}},
-		"T005":                      {verdict(true, "T005"), []string{`"login"`, "T005", "test mode"}},
-		"not activated":             {refused(403, "Forbidden.AccountAccessDenied"), []string{"misconfigured", "Forbidden.AccountAccessDenied", "R-9", "activated"}},
-		"not permitted":             {refused(403, "Forbidden.RAMUserAccessDenied"), []string{"misconfigured", "AliyunYundunAFSFullAccess"}},
-		"wrong keys":                {refused(404, "InvalidAccessKeyId.NotFound"), []string{"misconfigured", "InvalidAccessKeyId.NotFound", "AccessKey"}},
-		"wrong secret":              {refused(400, "SignatureDoesNotMatch"), []string{"misconfigured", "SignatureDoesNotMatch"}},
-		"another refusal":           {refused(404, "NotFound"), []string{"request_refused", "status 404"}},
-		"a gateway's page":          {clientCanned(404, "<html>"+clientMessage), []string{"request_refused", "status 404"}},
-		"throttled":                 {refused(400, "Throttling.User"), []string{"service_throttled"}},
-		"broken":                    {refused(500, "InternalError"), []string{"service_unavailable", "status 500"}},
+		"F004":                  {verdict(false, "F004"), []string{`"login"`, "F004", "test mode and fails", "R-1"}},
+		"F005":                  {verdict(false, "F005"), []string{`"login"`, "F005", "does not exist", "console", "region"}},
+		"F006":                  {verdict(false, "F006"), []string{`"login"`, "F006", "another account"}},
+		"T001":                  {verdict(true, "T001"), []string{`"login"`, "T001", "made-up param passed"}},
+		"T005":                  {verdict(true, "T005"), []string{`"login"`, "T005", "test mode and passes"}},
+		"T006":                  {verdict(true, "T006"), []string{`"login"`, "T006", "allow-list"}},
+		"not activated":         {refused(403, "Forbidden.AccountAccessDenied"), []string{"misconfigured", "Forbidden.AccountAccessDenied", "R-9", "activated", "overdue"}},
+		"not permitted":         {refused(403, "Forbidden.RAMUserAccessDenied"), []string{"misconfigured", "RAM user or role lacks", "attach AliyunYundunAFSFullAccess"}},
+		"no permission":         {refused(403, "Forbidden.NoPermission"), []string{"misconfigured", "RAM user or role lacks", "attach AliyunYundunAFSFullAccess"}},
+		"no permission at all":  {refused(403, "NoPermission"), []string{"misconfigured", "RAM user or role lacks", "attach AliyunYundunAFSFullAccess"}},
+		"disabled key":          {refused(403, "Forbidden.AccessKeyDisabled"), []string{"misconfigured", "AccessKey is disabled"}},
+		"inactive key":          {refused(403, "InvalidAccessKeyId.Inactive"), []string{"misconfigured", "AccessKey is disabled"}},
+		"wrong keys":            {refused(404, "InvalidAccessKeyId.NotFound"), []string{"misconfigured", "InvalidAccessKeyId.NotFound", "AccessKey ID does not exist"}},
+		"wrong secret":          {refused(400, "SignatureDoesNotMatch"), []string{"misconfigured", "SignatureDoesNotMatch", "secret is not that of"}},
+		"half a signature":      {refused(400, "IncompleteSignature"), []string{"misconfigured", "drops headers"}},
+		"sent twice":            {refused(400, "SignatureNonceUsed"), []string{"misconfigured", "repeats it"}},
+		"expired token":         {refused(400, "InvalidSecurityToken.Expired"), []string{"misconfigured", "has expired"}},
+		"another's token":       {refused(400, "InvalidSecurityToken.MismatchWithAccessKey"), []string{"misconfigured", "STS token is not that of"}},
+		"no token":              {refused(400, "MissingSecurityToken"), []string{"misconfigured", "set its STS token"}},
+		"clock":                 {refused(400, "InvalidTimeStamp.Expired"), []string{"misconfigured", "15 minutes", "NTP"}},
+		"clock by its old name": {refused(400, "IllegalTimestamp"), []string{"misconfigured", "15 minutes", "NTP"}},
+		"another service":       {refused(404, "InvalidAction.NotFound"), []string{"misconfigured", "not one of CAPTCHA 2.0"}},
+		"another version":       {refused(400, "InvalidVersion"), []string{"misconfigured", "not one of CAPTCHA 2.0"}},
+
+		"another refusal":           {refused(404, "NotFound"), []string{"request_refused", "status 404", "refused the request"}},
+		"a gateway's page":          {clientCanned(404, "<html>"+clientMessage), []string{"request_refused", "status 404", "proxy or gateway"}},
+		"a gateway's outage":        {clientCanned(502, "<html>"+clientMessage), []string{"service_unavailable", "status 502", "proxy or gateway"}},
+		"throttled":                 {refused(400, "Throttling.User"), []string{"service_throttled", "try again later", "raised"}},
+		"throttled without a Code":  {clientCanned(429, ""), []string{"service_throttled", "limit"}},
+		"broken":                    {refused(500, "InternalError"), []string{"service_unavailable", "status 500", "try again later"}},
 		"InvalidParameter with 500": {refused(500, "InvalidParameter"), []string{"service_unavailable"}},
 		"no verdict":                {clientCanned(200, "{}"), []string{"service_unavailable"}},
-		"unreachable":               {clientFailing(&net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}), []string{"service_unavailable", "dial tcp", "could not be reached"}},
-		"unresolvable":              {clientFailing(&net.DNSError{Err: "no such host", Name: "captcha.example"}), []string{"lookup captcha.example", "could not be reached"}},
+		"unreachable":               {clientFailing(&net.OpError{Op: "dial", Net: "tcp", Err: errors.New("connection refused")}), []string{"service_unavailable", "dial tcp", "could not be reached", "firewall"}},
+		"unresolvable":              {clientFailing(&net.DNSError{Err: "no such host", Name: "captcha.example"}), []string{"lookup captcha.example", "could not be reached", "DNS"}},
+		"untrusted":                 {clientFailing(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}), []string{"could not be reached", "root certificates"}},
+		"not TLS":                   {clientFailing(tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}), []string{"could not be reached", "by TLS"}},
+		"too slow":                  {clientFailing(os.ErrDeadlineExceeded), []string{"service_timeout", "not in time"}},
 		"failing elsewhere":         {clientFailing(errors.New(clientSecret)), []string{"service_unavailable"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -2642,6 +2872,13 @@ func TestClientDiagnose(t *testing.T) {
 				require.ErrorContains(t, err, want)
 			}
 			clientShowsNothing(t, err)
+			// What is wrong, then what to do, each in one line.
+			fault, ok := errors.AsType[*alicaptcha.Error](err)
+			require.True(t, ok)
+			remedy, ok := strings.CutPrefix(err.Error(), fault.Error()+": ")
+			require.True(t, ok)
+			require.NotEmpty(t, remedy)
+			require.False(t, strings.HasPrefix(string(fault.Code), "T") || strings.HasPrefix(string(fault.Code), "F"))
 		})
 	}
 }

@@ -1,0 +1,445 @@
+package main
+
+import (
+	"bufio"
+	"encoding/json"
+	"encoding/pem"
+	"fmt"
+	"io"
+	"log"
+	"maps"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+)
+
+// What must never be seen; each has "hunter" in it.
+const (
+	keyID  = "LTAI5tDoctorhunter1"
+	secret = "doctorSecrethunter2"
+	token  = "doctorTokenhunter3+/=="
+)
+
+var keys = map[string]string{"ALIBABA_CLOUD_ACCESS_KEY_ID": keyID, "ALIBABA_CLOUD_ACCESS_KEY_SECRET": secret}
+
+// with returns the keys with others in their place.
+func with(pairs ...string) map[string]string {
+	vars := maps.Clone(keys)
+	for i := 0; i < len(pairs); i += 2 {
+		vars[pairs[i]] = pairs[i+1]
+	}
+	return vars
+}
+
+// service is a simulator, the handler before it, and how many calls came to the handler.
+type service struct {
+	*alicaptchatest.Simulator
+	url   string
+	calls atomic.Int64
+}
+
+// serve serves a simulator that has the keys, behind a handler that may answer
+// in its place by returning true.
+func serve(t *testing.T, cfg alicaptchatest.Config, before func(w http.ResponseWriter, r *http.Request) bool) *service {
+	t.Helper()
+	if cfg.AccessKeyID == "" {
+		cfg.AccessKeyID, cfg.AccessKeySecret = keyID, secret
+	}
+	cfg.ForeignScenes = []string{"theirs"}
+	s := &service{Simulator: alicaptchatest.NewSimulator(cfg)}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost {
+			s.calls.Add(1)
+		}
+		if before == nil || !before(w, r) {
+			s.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(func() {
+		require.NoError(t, s.SetFaults(alicaptchatest.Faults{}))
+		srv.Close()
+	})
+	s.url = srv.URL
+	return s
+}
+
+// answering answers each call with status and body, and leaves other requests alone.
+func answering(status int, body string) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPost {
+			return false
+		}
+		io.Copy(io.Discard, r.Body)
+		w.WriteHeader(status)
+		io.WriteString(w, body)
+		return true
+	}
+}
+
+func verdict(passed bool, code string) func(http.ResponseWriter, *http.Request) bool {
+	return answering(200, fmt.Sprintf(`{"Code":"Success","Success":true,"Result":{"VerifyResult":%v,"VerifyCode":%q}}`, passed, code))
+}
+
+// dated has each answer say another time, or none.
+func dated(off time.Duration) func(http.ResponseWriter, *http.Request) bool {
+	return func(w http.ResponseWriter, _ *http.Request) bool {
+		w.Header().Set("Date", time.Now().Add(off).UTC().Format(http.TimeFormat))
+		return false
+	}
+}
+
+func undated(w http.ResponseWriter, _ *http.Request) bool {
+	w.Header()["Date"] = nil
+	return false
+}
+
+// listen accepts connections on loopback, and closes them when the test ends.
+func listen(t *testing.T, each func(net.Conn)) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	var conns []net.Conn
+	wg.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			conns = append(conns, conn)
+			mu.Unlock()
+			wg.Go(func() { each(conn) })
+		}
+	})
+	t.Cleanup(func() {
+		listener.Close()
+		mu.Lock()
+		for _, conn := range conns {
+			conn.Close()
+		}
+		mu.Unlock()
+		wg.Wait()
+	})
+	return listener.Addr().String()
+}
+
+// proxy connects everything to the server at to, or to nothing if to is empty,
+// and tells what it was asked.
+func proxy(t *testing.T, to string) (addr string, asked func() []string) {
+	var mu sync.Mutex
+	var hosts []string
+	addr = listen(t, func(conn net.Conn) {
+		defer conn.Close()
+		r, err := http.ReadRequest(bufio.NewReader(conn))
+		if err != nil {
+			return
+		}
+		mu.Lock()
+		hosts = append(hosts, r.Method+" "+r.Host)
+		mu.Unlock()
+		if to == "" {
+			io.WriteString(conn, "HTTP/1.1 502 hunter\r\nContent-Length: 0\r\n\r\n")
+			return
+		}
+		origin, err := net.Dial("tcp", to)
+		if err != nil {
+			return
+		}
+		defer origin.Close()
+		io.WriteString(conn, "HTTP/1.1 200 OK\r\n\r\n")
+		go func() {
+			io.Copy(origin, conn)
+			origin.Close()
+		}()
+		io.Copy(conn, origin)
+	})
+	return addr, func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return append([]string(nil), hosts...)
+	}
+}
+
+// found is what doctor -json prints, as its help has it.
+type found struct {
+	OK            bool   `json:"ok"`
+	Region        string `json:"region"`
+	Endpoint      string `json:"endpoint"`
+	Scene         string `json:"scene"`
+	Verifications int    `json:"verifications"`
+	Checks        []struct {
+		Name      string `json:"name"`
+		Status    string `json:"status"`
+		Detail    string `json:"detail"`
+		Remedy    string `json:"remedy"`
+		Code      string `json:"code"`
+		RequestID string `json:"request_id"`
+	} `json:"checks"`
+}
+
+var names = []string{"credentials", "endpoint", "clock", "call", "signature", "permission", "service", "scene"}
+
+// varying is what differs from one run to the next.
+var varying = regexp.MustCompile(`request [0-9A-F-]{36}|127\.0\.0\.1:\d+->|\d+(\.\d+)?m?s (ahead of|behind)`)
+
+// examine runs doctor with -json and without, and returns the statuses of its
+// checks as letters: o for ok, F for a finding, - for not checked.
+func examine(t *testing.T, vars map[string]string, args ...string) (string, found) {
+	t.Helper()
+	args = append([]string{"doctor"}, args...)
+	asJSON := runProgram(t, vars, append(args, "-json")...)
+	var f found
+	dec := json.NewDecoder(strings.NewReader(asJSON.stdout))
+	dec.DisallowUnknownFields()
+	require.NoError(t, dec.Decode(&f), asJSON)
+	_, err := dec.Token()
+	require.Equal(t, io.EOF, err, asJSON.stdout)
+	require.Equal(t, "One verification is made at most; it is billed as any other.\n", asJSON.stderr)
+
+	text := runProgram(t, vars, args...)
+	require.Equal(t, asJSON.status, text.status)
+	require.Empty(t, text.stderr)
+	require.True(t, strings.HasPrefix(text.stdout, asJSON.stderr), text.stdout)
+	require.NotContains(t, asJSON.stdout+text.stdout, "hunter")
+
+	letters, want := "", asJSON.stderr
+	require.Len(t, f.Checks, len(names))
+	findings := 0
+	for i, c := range f.Checks {
+		require.Equal(t, names[i], c.Name)
+		require.NotEmpty(t, c.Detail)
+		require.NotContains(t, c.Detail+c.Remedy, "\n")
+		want += fmt.Sprintf("%-11s  %-11s  %s\n", c.Name, strings.ReplaceAll(c.Status, "_", " "), c.Detail)
+		switch c.Status {
+		case "ok":
+			letters += "o"
+		case "finding":
+			letters += "F"
+			findings++
+			require.NotEmpty(t, c.Remedy)
+			want += fmt.Sprintf("             do this:     %s\n", c.Remedy)
+		case "not_checked":
+			letters += "-"
+		default:
+			require.Fail(t, "no such status", c.Status)
+		}
+		if c.Status != "finding" {
+			require.Empty(t, c.Remedy+c.Code+c.RequestID)
+		}
+	}
+	want += []string{"All right.\n", "1 finding.\n", "2 findings.\n"}[findings]
+	require.Equal(t, varying.ReplaceAllString(want, ""), varying.ReplaceAllString(text.stdout, ""), "the text has the same content")
+	require.Equal(t, findings == 0, f.OK)
+	status := 0
+	if findings > 0 {
+		status = 1
+	}
+	require.Equal(t, status, asJSON.status)
+	return letters, f
+}
+
+func TestDoctor(t *testing.T) {
+	t.Parallel()
+	type faults = alicaptchatest.Faults
+	const html = "<html><body>hunter</body></html>"
+	page := func(status int) faults { return faults{Status: status, Body: html, ContentType: "text/html"} }
+	for name, tc := range map[string]struct {
+		cfg    alicaptchatest.Config
+		faults faults
+		before func(http.ResponseWriter, *http.Request) bool
+		vars   map[string]string // nil: keys
+		args   []string          // beside -endpoint
+		scene  string            // "": login; "-": none
+		want   string
+		code   string // of the finding
+		words  []string
+		calls  int64
+	}{
+		"all right":               {want: "oooooooo", calls: 1, words: []string{"answered an unsigned request with status 405", "an AccessKey is there; whether it is a RAM user's", "root account's cannot be seen", "page's widget"}},
+		"no scene":                {scene: "-", want: "ooooooo-", calls: 1, words: []string{"-scene is not given"}},
+		"keys of another shape":   {cfg: alicaptchatest.Config{AccessKeyID: "madeup", AccessKeySecret: secret}, vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "madeup"), want: "oooooooo", calls: 1, words: []string{"neither with LTAI"}},
+		"temporary keys":          {cfg: alicaptchatest.Config{AccessKeyID: "STS.hunter", AccessKeySecret: secret, SecurityToken: token}, vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.hunter", "ALIBABA_CLOUD_SECURITY_TOKEN", token), want: "oooooooo", calls: 1, words: []string{"a temporary AccessKey and an STS token are there; whether"}},
+		"a param that is noticed": {before: answering(401, `{"Code":"InvalidParameter"}`), want: "oooooooo", calls: 1},
+
+		"wrong secret":     {vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"), want: "ooooF---", code: "SignatureDoesNotMatch", words: []string{"secret is not that of"}, calls: 1},
+		"unknown key":      {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "LTAIhunter9"), want: "ooooF---", code: "InvalidAccessKeyId.NotFound", words: []string{"does not exist"}, calls: 1},
+		"disabled key":     {before: answering(403, `{"Code":"Forbidden.AccessKeyDisabled","Message":"hunter"}`), want: "ooooF---", code: "Forbidden.AccessKeyDisabled", words: []string{"disabled"}, calls: 1},
+		"token wanted":     {cfg: alicaptchatest.Config{AccessKeyID: keyID, AccessKeySecret: secret, SecurityToken: token}, want: "ooooF---", code: "MissingSecurityToken", words: []string{"set its STS token"}, calls: 1},
+		"expired token":    {faults: faults{Credentials: "expired"}, want: "ooooF---", code: "InvalidSecurityToken.Expired", words: []string{"expired"}, calls: 1},
+		"RAM user denied":  {faults: faults{Credentials: "forbidden"}, want: "oooooF--", code: "Forbidden.RAMUserAccessDenied", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1},
+		"no permission":    {before: answering(403, `{"Code":"NoPermission"}`), want: "oooooF--", code: "NoPermission", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1},
+		"overdue":          {faults: faults{Credentials: "overdue"}, want: "ooooo-F-", code: "Forbidden.AccountAccessDenied", words: []string{"overdue", "not activated"}, calls: 1},
+		"unknown scene":    {scene: "nowhere", want: "oooooooF", code: "F005", words: []string{`scene "nowhere"`, "does not exist", "region"}, calls: 1},
+		"foreign scene":    {scene: "theirs", want: "oooooooF", code: "F006", words: []string{`scene "theirs"`, "another account"}, calls: 1},
+		"test mode, fails": {before: verdict(false, "F004"), want: "oooooooF", code: "F004", words: []string{"test mode and fails"}, calls: 1},
+		"test mode":        {before: verdict(true, "T005"), want: "oooooooF", code: "T005", words: []string{"test mode and passes"}, calls: 1},
+		"everybody passes": {before: verdict(true, "T001"), want: "oooooooF", code: "T001", words: []string{"made-up param passed"}, calls: 1},
+
+		"clock ahead":                 {before: dated(-16 * time.Minute), want: "ooF-----", words: []string{"this machine's is 16m", "ahead of", "NTP"}},
+		"clock behind":                {before: dated(48 * time.Hour), want: "ooF-----", words: []string{"this machine's is 4", "behind", "NTP"}},
+		"clock ahead, but in time":    {before: dated(-14 * time.Minute), want: "oooooooo", calls: 1, words: []string{"14m", "ahead of"}},
+		"clock behind, but in time":   {before: dated(14 * time.Minute), want: "oooooooo", calls: 1, words: []string{"behind"}},
+		"no date":                     {before: undated, want: "oooooooo", calls: 1, words: []string{"the signature's date was accepted"}},
+		"no date, and no signature":   {before: undated, vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"), want: "oo-oF---", code: "SignatureDoesNotMatch", calls: 1, words: []string{"the answer had no date"}},
+		"the service minds the clock": {before: answering(400, `{"Code":"InvalidTimeStamp.Expired"}`), want: "ooFo----", code: "InvalidTimeStamp.Expired", calls: 1, words: []string{"15 minutes"}},
+
+		"another service":   {before: answering(404, `{"Code":"InvalidAction.NotFound"}`), want: "oFoo----", code: "InvalidAction.NotFound", words: []string{"not one of CAPTCHA 2.0"}, calls: 1},
+		"hang":              {faults: faults{Hang: alicaptchatest.StageHeaders}, args: []string{"-timeout", "2s"}, want: "oooF----", words: []string{"service_timeout", "not in time"}, calls: 1},
+		"hang in the body":  {faults: faults{Hang: alicaptchatest.StageBody}, args: []string{"-timeout", "2s"}, want: "oooF----", words: []string{"service_timeout"}, calls: 1},
+		"reset":             {faults: faults{Reset: alicaptchatest.StageHeaders}, want: "oooF----", words: []string{"service_unavailable", "could not be reached"}, calls: 1},
+		"InternalError":     {before: answering(500, `{"Code":"InternalError","Message":"hunter"}`), want: "oooF----", code: "InternalError", words: []string{"fault of its own"}, calls: 1},
+		"500":               {faults: faults{Status: 500}, want: "oooF----", words: []string{"status 500", "proxy or gateway"}, calls: 1},
+		"throttled":         {faults: faults{ThrottleShare: 1}, want: "oooF----", code: "Throttling.User", words: []string{"service_throttled", "limit"}, calls: 1},
+		"gateway":           {faults: page(502), want: "oooF----", words: []string{"status 502", "proxy or gateway"}, calls: 1},
+		"gateway's refusal": {faults: page(403), want: "oooF----", words: []string{"status 403", "proxy or gateway"}, calls: 1},
+		"gateway's success": {faults: page(200), want: "oooF----", words: []string{"status 200", "proxy or gateway"}, calls: 1},
+		"redirect":          {before: answering(302, html), want: "oooF----", words: []string{"status 302", "proxy or gateway"}, calls: 1},
+		"gateway for all": {before: func(w http.ResponseWriter, _ *http.Request) bool {
+			w.WriteHeader(503)
+			io.WriteString(w, html)
+			return true
+		}, want: "oooF----", words: []string{"with status 503", "proxy or gateway"}, calls: 1},
+
+		"no keys":                    {vars: map[string]string{}, want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing; AccessKeySecret", "ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing"}},
+		"no secret":                  {vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", ""), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing"}},
+		"no ID":                      {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", ""), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing"}},
+		"line break in a secret":     {vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", secret+"\n"), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET) has white space"}},
+		"quotes around a secret":     {vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", `"`+secret+`"`), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET has characters"}},
+		"placeholder":                {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "<hunter>"), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID has characters"}},
+		"quoted token":               {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.x", "ALIBABA_CLOUD_SECURITY_TOKEN", "'"+token+"'"), want: "Foo-----", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN has characters"}},
+		"exchanged":                  {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", secret, "ALIBABA_CLOUD_ACCESS_KEY_SECRET", keyID), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET looks like an AccessKey ID"}},
+		"twice the same":             {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", secret), want: "Foo-----", words: []string{"are the same"}},
+		"temporary without a token":  {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.hunter"), want: "Foo-----", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN is missing"}},
+		"a token left over":          {vars: with("ALIBABA_CLOUD_SECURITY_TOKEN", token), want: "Foo-----", words: []string{"unset ALIBABA_CLOUD_SECURITY_TOKEN"}},
+		"a proxy that is none":       {vars: with("HTTP_PROXY", "http://user:hunter2@bad host/", "http_proxy", "::hunter"), want: "oooooooo", calls: 1}, // loopback is not proxied
+		"no keys, and another clock": {vars: map[string]string{}, before: dated(-time.Hour), want: "FoF-----", words: []string{"is missing", "1h0m"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := serve(t, tc.cfg, tc.before)
+			require.NoError(t, s.SetFaults(tc.faults))
+			vars := tc.vars
+			if vars == nil {
+				vars = keys
+			}
+			args := append([]string{"-endpoint", s.url}, tc.args...)
+			scene := tc.scene
+			switch scene {
+			case "":
+				scene = "login"
+				fallthrough
+			default:
+				args = append(args, "-scene", scene)
+			case "-":
+				scene = ""
+			}
+			got, f := examine(t, vars, args...)
+			require.Equal(t, tc.want, got)
+			require.EqualValues(t, 2*tc.calls, s.calls.Load(), "of two runs")
+			require.EqualValues(t, tc.calls, f.Verifications)
+			require.Equal(t, s.url, f.Endpoint)
+			require.Equal(t, scene, f.Scene)
+			require.Empty(t, f.Region)
+			var said strings.Builder
+			for _, c := range f.Checks {
+				fmt.Fprintln(&said, c.Detail, c.Remedy)
+				if c.Status == "finding" {
+					require.Equal(t, tc.code, c.Code)
+					if tc.before == nil { // the simulator gives one
+						require.Equal(t, tc.code != "", c.RequestID != "")
+					}
+				}
+			}
+			for _, word := range tc.words {
+				require.Contains(t, said.String(), word)
+			}
+		})
+	}
+}
+
+// What stands between here and the service.
+func TestDoctorEndpoint(t *testing.T) {
+	t.Parallel()
+	s := serve(t, alicaptchatest.Config{}, nil)
+	secure := httptest.NewUnstartedServer(s)
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // of certificates that are not believed
+	secure.StartTLS()
+	defer secure.Close()
+	silent := listen(t, func(conn net.Conn) { io.Copy(io.Discard, conn) })
+	closing := listen(t, func(conn net.Conn) {
+		http.ReadRequest(bufio.NewReader(conn))
+		conn.Close()
+	})
+	dead, asked := proxy(t, "")
+	const refused = "127.0.0.1:1"
+	for name, tc := range map[string]struct {
+		args  []string
+		vars  map[string]string
+		words []string
+	}{
+		"unresolvable":              {args: []string{"-endpoint", "captcha..example"}, words: []string{"captcha..example", "no such host", "its name has no address"}},
+		"refused":                   {args: []string{"-endpoint", "http://" + refused}, words: []string{"refused", "firewall"}},
+		"refused by https":          {args: []string{"-endpoint", refused}, words: []string{"refused", "firewall"}},
+		"unknown certificate":       {args: []string{"-endpoint", secure.URL}, words: []string{"failed to verify certificate", "root certificates"}},
+		"no TLS":                    {args: []string{"-endpoint", strings.TrimPrefix(s.url, "http://")}, words: []string{"by TLS"}},
+		"silent":                    {args: []string{"-endpoint", "http://" + silent, "-timeout", "200ms"}, words: []string{"deadline exceeded", "not in time"}},
+		"silent in TLS":             {args: []string{"-endpoint", silent, "-timeout", "200ms"}, words: []string{"deadline exceeded", "not in time"}},
+		"closing":                   {args: []string{"-endpoint", "http://" + closing}, words: []string{"closed before the end", "could not be reached"}},
+		"a proxy that is none":      {args: []string{"-endpoint", secure.URL}, vars: with("HTTPS_PROXY", "http://user:hunter2@bad host/"), words: []string{"HTTPS_PROXY is not the URL of a proxy", "unset it"}},
+		"a proxy that is not there": {args: []string{"-region", "cn"}, vars: with("https_proxy", "http://user:hunter2@"+refused), words: []string{"captcha.cn-shanghai.aliyuncs.com, through the proxy " + refused, "refused", "HTTPS_PROXY"}},
+		"a proxy's outage":          {args: []string{"-region", "sgp"}, vars: with("HTTPS_PROXY", "http://user:hunter2@"+dead), words: []string{"captcha.ap-southeast-1.aliyuncs.com, through the proxy " + dead, "could not be reached"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			vars := tc.vars
+			if vars == nil {
+				vars = keys
+			}
+			got, f := examine(t, vars, append(tc.args, "-scene", "login")...)
+			require.Equal(t, "oF------", got)
+			require.Zero(t, f.Verifications)
+			require.Zero(t, s.Count())
+			require.Equal(t, "login", f.Scene)
+			for _, word := range tc.words {
+				require.Contains(t, f.Checks[1].Detail+f.Checks[1].Remedy, word)
+			}
+			if name == "a proxy's outage" {
+				require.Equal(t, "sgp", f.Region)
+			}
+		})
+	}
+	require.Equal(t, []string{"CONNECT captcha.ap-southeast-1.aliyuncs.com:443", "CONNECT captcha.ap-southeast-1.aliyuncs.com:443"}, asked(), "one of each run")
+
+	t.Run("two findings", func(t *testing.T) {
+		got, _ := examine(t, nil, "-endpoint", refused)
+		require.Equal(t, "FF------", got)
+	})
+	t.Run("all right, by TLS and a proxy", func(t *testing.T) {
+		if runtime.GOOS != "linux" {
+			return // SSL_CERT_FILE is read there
+		}
+		addr, asked := proxy(t, secure.Listener.Addr().String())
+		roots := filepath.Join(t.TempDir(), "roots.pem")
+		require.NoError(t, os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}), 0o600))
+		vars := with("HTTPS_PROXY", "http://user:hunter2@"+addr, "SSL_CERT_FILE", roots, "SSL_CERT_DIR", t.TempDir())
+		got, f := examine(t, vars, "-region", "cn", "-endpoint", "example.com", "-scene", "login")
+		require.Equal(t, "oooooooo", got)
+		require.Equal(t, 2, s.Count(), "one of each run")
+		require.Len(t, asked(), 4)
+		require.Contains(t, f.Checks[1].Detail, "example.com, through the proxy "+addr+", answered")
+	})
+}

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"os"
+	"os/exec"
+	"reflect"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+)
+
+// With this in its environment the test binary is the program itself.
+const asProgram = "ALICAPTCHA_TEST_AS_PROGRAM"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asProgram) != "" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// program returns the program as a command, with vars as its environment.
+func program(t *testing.T, vars map[string]string, args ...string) *exec.Cmd {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	path, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.CommandContext(ctx, path, args...)
+	cmd.Env = []string{
+		asProgram + "=1",
+		"GODEBUG=netdns=go",         // an impossible name is not looked up
+		"GORACE=atexit_sleep_ms=0",  // else each program takes a second to end
+		"GOCOVERDIR=" + t.TempDir(), // else -cover adds a warning to stderr
+	}
+	for name, value := range vars {
+		cmd.Env = append(cmd.Env, name+"="+value)
+	}
+	return cmd
+}
+
+type result struct {
+	status         int
+	stdout, stderr string
+}
+
+func runProgram(t *testing.T, vars map[string]string, args ...string) result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd := program(t, vars, args...)
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		require.IsType(t, &exec.ExitError{}, err)
+	}
+	return result{cmd.ProcessState.ExitCode(), stdout.String(), stderr.String()}
+}
+
+func TestUsageErrors(t *testing.T) {
+	t.Parallel()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { taken.Close() })
+	for name, tc := range map[string]struct {
+		args   []string
+		vars   map[string]string
+		status int // 0: 2
+		want   string
+	}{
+		"nothing":                   {want: "alicaptcha help"},
+		"no such command":           {args: []string{"treat"}, want: `"treat"`},
+		"flag before the command":   {args: []string{"-json", "doctor"}, want: `"-json"`},
+		"help on nothing":           {args: []string{"help", "treat"}, want: "doctor and on simulate"},
+		"help on both":              {args: []string{"help", "doctor", "simulate"}, want: "doctor and on simulate"},
+		"version of what":           {args: []string{"version", "x"}, want: "version"},
+		"doctor without an address": {args: []string{"doctor"}, want: "-region"},
+		"doctor elsewhere":          {args: []string{"doctor", "-region", "moon"}, want: `"sgp"`},
+		"doctor at two faults":      {args: []string{"doctor", "-region", "moon", "-endpoint", "ftp://x"}, want: "; Endpoint must"},
+		"doctor in the clear":       {args: []string{"doctor", "-endpoint", "http://captcha.example"}, want: "must be https"},
+		"doctor with a password":    {args: []string{"doctor", "-endpoint", "https://user:hunter@captcha.example"}, want: "password"},
+		"doctor's flag":             {args: []string{"doctor", "-secret=hunter"}, want: "-secret"},
+		"doctor's argument":         {args: []string{"doctor", "-region", "cn", "hunter"}, want: "no arguments"},
+		"doctor's time":             {args: []string{"doctor", "-region", "cn", "-timeout", "0s"}, want: "-timeout"},
+		"doctor's time, no number":  {args: []string{"doctor", "-region", "cn", "-timeout", "soon"}, want: "-timeout"},
+		"doctor's keys printed":     {args: []string{"doctor", "-region", "cn"}, vars: with("DEBUG", "dara"), want: "DEBUG=dara"},
+		"simulate's argument":       {args: []string{"simulate", "hunter"}, want: "no arguments"},
+		"simulate's flag":           {args: []string{"simulate", "-port", "1"}, want: "-port"},
+		"simulate without an ID":    {args: []string{"simulate", "-access-key-id", ""}, want: "-access-key-id"},
+		"simulate without a secret": {args: []string{"simulate", "-access-key-secret", ""}, want: "-access-key-secret"},
+		"simulate without scenes":   {args: []string{"simulate", "-scenes", ""}, want: "-scenes"},
+		"simulate with a gap":       {args: []string{"simulate", "-foreign-scenes", "a,,b"}, want: "-foreign-scenes"},
+		"simulate's faults, none":   {args: []string{"simulate", "-faults", ""}, want: "-faults"},
+		"simulate's faults, null":   {args: []string{"simulate", "-faults", "null"}, want: "-faults"},
+		"simulate's faults, odd":    {args: []string{"simulate", "-faults", `{"hung":"headers"}`}, want: "hung"},
+		"simulate's faults, wrong":  {args: []string{"simulate", "-faults", `{"hang":"early"}`}, want: `"early"`},
+		"simulate's faults, more":   {args: []string{"simulate", "-faults", "{}{}"}, want: "-faults"},
+		"address in use":            {args: []string{"simulate", "-addr", taken.Addr().String()}, status: 1, want: "address already in use"},
+		"no address":                {args: []string{"simulate", "-addr", "nowhere"}, status: 1, want: "nowhere"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			got := runProgram(t, tc.vars, tc.args...)
+			status := tc.status
+			if status == 0 {
+				status = 2
+			}
+			require.Equal(t, status, got.status, got)
+			require.Empty(t, got.stdout)
+			require.Contains(t, got.stderr, tc.want)
+			require.True(t, strings.HasPrefix(got.stderr, "alicaptcha: "), got.stderr)
+			require.Equal(t, 1, strings.Count(got.stderr, "\n"), got.stderr)
+			require.NotContains(t, got.stderr, "hunter")
+		})
+	}
+}
+
+func TestHelp(t *testing.T) {
+	t.Parallel()
+	ask := func(args ...string) string {
+		t.Helper()
+		got := runProgram(t, nil, args...)
+		require.Zero(t, got.status, got)
+		require.Empty(t, got.stderr)
+		return got.stdout
+	}
+	short := ask("help")
+	for _, way := range []string{"-h", "-help", "--help"} {
+		require.Equal(t, short, ask(way))
+	}
+	doctor, simulate := ask("help", "doctor"), ask("help", "simulate")
+	require.Equal(t, doctor, ask("doctor", "-h"))
+	require.Equal(t, simulate, ask("simulate", "--help"))
+	for _, word := range []string{"alicaptcha doctor", "alicaptcha simulate", "alicaptcha version", "exit status"} {
+		require.Contains(t, short, word)
+	}
+
+	// Nothing that a user of the commands needs is missing.
+	words := []string{"-region", "-endpoint", "-scene", "-timeout", "-json", "exit status", "billed", "AliyunYundunAFSFullAccess", "HTTPS_PROXY", `"ok"`, `"finding"`, `"not_checked"`,
+		"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN"}
+	for _, name := range names {
+		words = append(words, "\n  "+name+" ")
+	}
+	for _, typ := range []reflect.Type{reflect.TypeFor[report](), reflect.TypeFor[check]()} {
+		for field := range typ.Fields() {
+			member, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+			words = append(words, "  "+member+" ")
+		}
+	}
+	for _, word := range words {
+		require.Contains(t, doctor, word)
+	}
+	words = []string{"-addr", "-access-key-id", "-access-key-secret", "-security-token", "-scenes", "-foreign-scenes", "-faults", "POST /issue", "exit status"}
+	for i, typ := 0, reflect.TypeFor[alicaptchatest.Faults](); i < typ.NumField(); i++ {
+		if name := typ.Field(i).Name; name != "_" && name != "TLSDelay" { // it serves no TLS
+			words = append(words, strings.ToLower(name[:1])+name[1:])
+		}
+	}
+	for _, word := range words {
+		require.Contains(t, simulate, word)
+	}
+	for _, text := range []string{short, doctor, simulate} {
+		for line := range strings.Lines(text) {
+			if !strings.HasPrefix(line, "    \t") { // the flag package's
+				require.LessOrEqual(t, len(line), 100, line)
+			}
+		}
+	}
+}
+
+func TestVersion(t *testing.T) {
+	t.Parallel()
+	got := runProgram(t, nil, "version")
+	require.Zero(t, got.status)
+	require.Empty(t, got.stderr)
+	require.Regexp(t, `^alicaptcha \S* ?`+runtime.Version()+`[^\n]*\n$`, got.stdout)
+	require.Equal(t, got, runProgram(t, nil, "--version"))
+}
+
+// The simulator and the doctor, as their user has them.
+func TestDoctorAgainstSimulate(t *testing.T) {
+	t.Parallel()
+	url, _ := startSimulator(t, "-access-key-id", "STS.hunter", "-access-key-secret", secret, "-security-token", token,
+		"-scenes", "a,b", "-foreign-scenes", "c", "-faults", `{"credentials":"forbidden"}`)
+	vars := map[string]string{"ALIBABA_CLOUD_ACCESS_KEY_ID": "STS.hunter", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": secret, "ALIBABA_CLOUD_SECURITY_TOKEN": token}
+	got, _ := examine(t, vars, "-endpoint", url, "-scene", "b")
+	require.Equal(t, "oooooF--", got)
+	require.Equal(t, "{}", post(t, url+"/faults", "{}"))
+	for scene, want := range map[string]string{"a": "oooooooo", "b": "oooooooo", "c": "oooooooF", "login": "oooooooF"} {
+		got, _ = examine(t, vars, "-endpoint", url, "-scene", scene)
+		require.Equal(t, want, got, scene)
+	}
+	got, _ = examine(t, keys, "-endpoint", url, "-scene", "a")
+	require.Equal(t, "ooooF---", got)
+	require.True(t, json.Valid([]byte(post(t, url+"/issue", `{"sceneId":"b"}`))))
+}
