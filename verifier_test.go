@@ -498,6 +498,7 @@ func TestNewClientEndpoints(t *testing.T) {
 				return
 			}
 			require.NoError(t, err)
+			require.Equal(t, tc.scheme+"://"+tc.host+"/", client.Endpoint())
 			require.Nil(t, got, "NewClient asked the service")
 			result, err := clientAsk(t, t.Context(), client)
 			require.NoError(t, err)

@@ -92,5 +92,5 @@ func ExampleTelemetry_Verifier() {
 
 	span := recorder.Ended()[0]
 	fmt.Println(span.SpanKind(), span.Name(), span.Status().Code, span.Status().Description)
-	// Output: client VerifyIntelligentCaptcha Error service_throttled
+	// Output: client POST VerifyIntelligentCaptcha Error service_throttled
 }

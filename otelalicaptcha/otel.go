@@ -26,7 +26,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
+	"net/url"
 	"reflect"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -210,13 +213,15 @@ func letter(c alicaptcha.Code) byte {
 // [alicaptcha.Breaker]: then every span is a call that was made. What next
 // returns, and a panic of it, go on unchanged.
 //
-// The span is named VerifyIntelligentCaptcha and is of kind client. It has
+// The span is of kind client and named "POST VerifyIntelligentCaptcha". It has
 //
+//   - http.request.method, url.full, server.address and server.port, where next
+//     is an *alicaptcha.Client, or has an Endpoint method like it,
 //   - alicaptcha.scene, if one was asked for,
 //   - alicaptcha.code, the verdict's if it has the shape of one; or that of the
 //     error, by which one that is no *alicaptcha.Error is service_unavailable,
 //   - alicaptcha.request_id, which the service's support asks for,
-//   - http.response.status_code, where an error knows it.
+//   - http.response.status_code, where it is known.
 //
 // A rejection is a verdict and no error. Whatever ends without a verdict is one,
 // also when it was the client who hung up, as OpenTelemetry has it for clients:
@@ -224,26 +229,48 @@ func letter(c alicaptcha.Code) byte {
 // of a panic they are "panic". The gate's own word, in alicaptcha.outcomes, may
 // differ where it does not believe next.
 //
-// The wrapper does not see the HTTP request, so the span says nothing of its
-// address. It does not inject the trace's headers either: they are no business
-// of the service's. An instrumented Transport in alicaptcha.ClientConfig would
-// send them, if the program has set a propagator.
+// That is what OpenTelemetry's conventions for HTTP clients ask for, with the
+// operation in the place of a URL template, which would be "/". The wrapper does
+// not inject the trace's headers: they are no business of the service's. An
+// instrumented Transport in alicaptcha.ClientConfig would send them, if the
+// program has set a propagator.
 //
 // A nil next is returned as it is, for [alicaptcha.New] to report.
 func (t *Telemetry) Verifier(next alicaptcha.Verifier) alicaptcha.Verifier {
 	if t.zero() || isNil(next) {
 		return next
 	}
-	return &verifier{t, next}
+	v := &verifier{t: t, next: next}
+	if client, ok := next.(interface{ Endpoint() string }); ok {
+		v.http = httpAttributes(client.Endpoint())
+	}
+	return v
+}
+
+// httpAttributes returns those of a call to endpoint, which is a URL.
+func httpAttributes(endpoint string) []attribute.KeyValue {
+	u, err := url.Parse(endpoint)
+	if err != nil || u.User != nil {
+		return nil
+	}
+	port := 443
+	if u.Scheme == "http" {
+		port = 80
+	}
+	if n, err := strconv.Atoi(u.Port()); err == nil {
+		port = n
+	}
+	return []attribute.KeyValue{semconv.HTTPRequestMethodPost, semconv.URLFull(endpoint), semconv.ServerAddress(u.Hostname()), semconv.ServerPort(port)}
 }
 
 type verifier struct {
 	t    *Telemetry
 	next alicaptcha.Verifier
+	http []attribute.KeyValue
 }
 
 func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
-	ctx, span := v.t.tracer.Start(ctx, "VerifyIntelligentCaptcha", trace.WithSpanKind(trace.SpanKindClient))
+	ctx, span := v.t.tracer.Start(ctx, "POST VerifyIntelligentCaptcha", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(v.http...))
 	set(span, sceneKey, req.SceneID)
 	v.t.active.Add(ctx, 1)
 	failed := "panic" // until next returns
@@ -261,6 +288,9 @@ func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptc
 	result, err := v.next.Verify(ctx, req)
 	if err == nil {
 		failed = ""
+		if v.http != nil {
+			span.SetAttributes(semconv.HTTPResponseStatusCode(http.StatusOK)) // a Client takes a verdict from no other
+		}
 		if letter(result.Code) != 0 {
 			set(span, codeKey, string(result.Code))
 		}

@@ -521,7 +521,7 @@ func TestSpans(t *testing.T) {
 			require.Equal(t, int64(0), r.active(t))
 
 			span := r.span(t)
-			require.Equal(t, "VerifyIntelligentCaptcha", span.Name())
+			require.Equal(t, "POST VerifyIntelligentCaptcha", span.Name())
 			require.Equal(t, trace.SpanKindClient, span.SpanKind())
 			require.Equal(t, "github.com/alicaptcha/alicaptcha/otelalicaptcha", span.InstrumentationScope().Name)
 			require.Equal(t, parent.SpanContext().SpanID(), span.Parent().SpanID())
@@ -535,6 +535,30 @@ func TestSpans(t *testing.T) {
 			require.Equal(t, want, span.Status())
 			require.NotContains(t, fmt.Sprint(tracetest.SpanStubFromReadOnlySpan(span)), secret)
 		})
+	}
+}
+
+type withEndpoint struct {
+	alicaptcha.Verifier
+	endpoint string
+}
+
+func (v withEndpoint) Endpoint() string { return v.endpoint }
+
+func TestSpanHasTheAddress(t *testing.T) {
+	const verdict = ",http.response.status_code=200"
+	for endpoint, want := range map[string]string{
+		"https://captcha.cn-shanghai.aliyuncs.com/": "http.request.method=POST" + verdict + ",server.address=captcha.cn-shanghai.aliyuncs.com,server.port=443,url.full=https://captcha.cn-shanghai.aliyuncs.com/",
+		"http://localhost/":                         "http.request.method=POST" + verdict + ",server.address=localhost,server.port=80,url.full=http://localhost/",
+		"https://[::1]:8443/":                       "http.request.method=POST" + verdict + ",server.address=::1,server.port=8443,url.full=https://[::1]:8443/",
+		"https://user:" + secret + "@localhost/":    "", // no Client has one
+		"%":                                         "",
+	} {
+		r := newRecorder(t)
+		_, err := r.Verifier(withEndpoint{alicaptchatest.Passing(), endpoint}).Verify(t.Context(), alicaptcha.Request{Param: secret})
+		require.NoError(t, err)
+		_, got, _ := strings.Cut(spanLabels(r.span(t)), "alicaptcha.request_id=00000000-0000-4000-8000-000000000000")
+		require.Equal(t, want, strings.TrimPrefix(got, ","))
 	}
 }
 
@@ -711,18 +735,23 @@ func TestEndToEnd(t *testing.T) {
 	}
 	var spans []string
 	for _, s := range r.spans.Ended() {
-		if s.Name() != "VerifyIntelligentCaptcha" {
+		if s.Name() != "POST VerifyIntelligentCaptcha" {
 			continue
 		}
 		require.True(t, s.Parent().IsValid())
+		address, port, _ := strings.Cut(strings.TrimPrefix(server.URL, "http://"), ":")
+		require.Subset(t, strings.Split(labels(attribute.NewSet(s.Attributes()...)), ","), []string{
+			"http.request.method=POST", "url.full=" + server.URL + "/", "server.address=" + address, "server.port=" + port,
+		})
 		kept := slices.DeleteFunc(slices.Clone(s.Attributes()), func(a attribute.KeyValue) bool {
-			return a.Key == "alicaptcha.request_id" && a.Value.AsString() != ""
+			return a.Key == "alicaptcha.request_id" && a.Value.AsString() != "" ||
+				slices.Contains([]attribute.Key{"http.request.method", "url.full", "server.address", "server.port"}, a.Key)
 		})
 		spans = append(spans, s.Status().Code.String()+" "+labels(attribute.NewSet(kept...)))
 	}
 	require.Equal(t, []string{
-		"Unset alicaptcha.code=T001,alicaptcha.scene=login",
-		"Unset alicaptcha.code=F009,alicaptcha.scene=login",
+		"Unset alicaptcha.code=T001,alicaptcha.scene=login,http.response.status_code=200",
+		"Unset alicaptcha.code=F009,alicaptcha.scene=login,http.response.status_code=200",
 		"Error alicaptcha.code=misconfigured,alicaptcha.scene=login,error.type=misconfigured,http.response.status_code=403",
 		"Error alicaptcha.code=service_unavailable,alicaptcha.scene=login,error.type=service_unavailable,http.response.status_code=500",
 	}, spans)
