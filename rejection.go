@@ -50,7 +50,7 @@ var english = wording{
 	wait:   "You can try again in %d s.",
 	retry:  "Please solve a new one.",
 	later:  "Please try again later.",
-	final:  "Trying again in this browser will not help.",
+	final:  "Trying again will not help.",
 	space:  " ",
 	script: "The captcha needs JavaScript. Please switch it on.",
 	title:  "Captcha",
@@ -60,7 +60,7 @@ var english = wording{
 
 var chinese = wording{
 	details: map[string]string{
-		reasonMissing:     "验证码尚未完成。",
+		reasonMissing:     "尚未完成验证。",
 		reasonInvalid:     "无法识别验证码。",
 		reasonExpired:     "验证码已过期或已被使用。",
 		reasonRejected:    "验证码未通过。",
@@ -70,7 +70,7 @@ var chinese = wording{
 	wait:   "请在 %d 秒后重试。",
 	retry:  "请重新完成验证。",
 	later:  "请稍后再试。",
-	final:  "在此浏览器中重试无效。",
+	final:  "重试也无法通过。",
 	script: "验证码需要 JavaScript，请启用。",
 	title:  "验证码",
 	back:   "返回",

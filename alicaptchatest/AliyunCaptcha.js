@@ -48,8 +48,8 @@
     p { margin: .5rem 0 0; min-height: 1.5em; }
     p.bad { color: var(--bad); }
     input { appearance: none; box-sizing: border-box; display: block; width: 100%; height: 2.75rem; margin: .25rem 0 0; border: 1px solid var(--line); border-radius: .25rem; background: none; cursor: grab; touch-action: pan-y; }
-    input::-webkit-slider-thumb { appearance: none; width: 2.75rem; height: 2.75rem; border: 0; border-radius: .25rem; background: var(--accent); }
-    input::-moz-range-thumb { width: 2.75rem; height: 2.75rem; border: 0; border-radius: .25rem; background: var(--accent); }
+    input::-webkit-slider-thumb { appearance: none; width: 2.75rem; height: 2.75rem; border: 1px solid transparent; border-radius: .25rem; background: var(--accent); }
+    input::-moz-range-thumb { width: 2.75rem; height: 2.75rem; border: 1px solid transparent; border-radius: .25rem; background: var(--accent); }
     :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
   `);
 

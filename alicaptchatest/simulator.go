@@ -75,9 +75,10 @@ type Config struct {
 //     the service's gateway.
 //   - GET /AliyunCaptcha.js stands for the vendor's script: with it a page
 //     whose only difference is the script's URL has a slider, in place of the
-//     challenges, that a mouse, a finger or a keyboard moves. It has what the
-//     vendor documents of initAliyunCaptcha: the V3 form with success, the V2
-//     form with captchaVerifyCallback, popup and embed.
+//     challenges, that a mouse, a finger or a keyboard moves. Its
+//     initAliyunCaptcha has the V3 form with success and the V2 form with
+//     captchaVerifyCallback, each as popup and embed, and hands getInstance
+//     an object with show, hide, refresh and destroyCaptcha.
 //   - POST /issue stands for the rest of the browser: it takes an [Issue] in
 //     JSON and answers {"captchaVerifyParam":"…"}, or 400 and {"error":"…"}.
 //     Pages of every origin may read the answer.

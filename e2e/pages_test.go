@@ -146,7 +146,7 @@ func TestRejections(t *testing.T) {
 		{"F001", "The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。", true, false},
 		{"F003", "The captcha could not be read. Please solve a new one.", "无法识别验证码。请重新完成验证。", true, false},
 		{"F019", "The captcha has expired or was used already. Please solve a new one.", "验证码已过期或已被使用。请重新完成验证。", true, false},
-		{"F009", "The captcha was not passed. Trying again in this browser will not help.", "验证码未通过。在此浏览器中重试无效。", false, false},
+		{"F009", "The captcha was not passed. Trying again will not help.", "验证码未通过。重试也无法通过。", false, false},
 		{"F010", "There were too many attempts. You can try again in 60 s.", "尝试次数过多。请在 60 秒后重试。", false, true},
 		{"F005", "The captcha cannot be checked right now. Please try again later.", "暂时无法校验验证码。请稍后再试。", false, false},
 		{"T005", "The captcha cannot be checked right now. Please try again later.", "暂时无法校验验证码。请稍后再试。", false, false},
@@ -290,6 +290,8 @@ func TestSignup(t *testing.T) {
 			p.drags(1)
 			p.sees("The password must have 8 characters or more.")
 			p.looks(fmt.Sprint("signup-invalid-", width))
+			p.until(`document.activeElement === form.password && form.password.getAttribute("aria-invalid") === "true" && form.password.getAttribute("aria-describedby") === "message"`)
+			require.True(t, eval[bool](p, `!form.username.hasAttribute("aria-invalid")`))
 			require.Equal(t, "bob & co bob@example.com ", eval[string](p, `form.username.value + " " + form.email.value + " " + form.password.value`))
 			p.until(`typeof captcha === "object"`)
 			p.types("password", "long-enough")

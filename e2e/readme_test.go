@@ -82,7 +82,18 @@ func TestReadmePage(t *testing.T) {
 			p.drags(1)
 			p.sees("The captcha has expired or was used already. Please solve a new one.")
 
+			// What is neither a rejection nor a wrong password is not called one.
+			eval[bool](p, `(window.fetchBefore = fetch, fetch = (url, ...rest) => url === "/login" ? Promise.resolve(new Response("oops", {status: 500})) : fetchBefore(url, ...rest), true)`)
+			p.entersAndSubmits("correct-horse")
+			p.drags(1)
+			p.sees("Something went wrong. Please try again.")
+			eval[bool](p, `(fetch = (url, ...rest) => url === "/login" ? Promise.reject(new Error("offline")) : fetchBefore(url, ...rest), true)`)
+			p.entersAndSubmits("correct-horse")
+			p.drags(1)
+			p.sees("The site cannot be reached. Please try again.")
+
 			p.faults(`{}`)
+			eval[bool](p, `(fetch = fetchBefore, captcha = undefined, true)`) // a widget that hands out no instance
 			p.entersAndSubmits("correct-horse")
 			p.drags(1)
 			p.sees("You are in")
@@ -117,14 +128,24 @@ func TestReadmeV2(t *testing.T) {
 	p.sees("Wrong username or password.") // the captcha was passed, and the dialog is closed
 	p.until("!" + opened)
 
+	// What another challenge does not mend is said in the page.
+	for fault, words := range map[string]string{
+		`{"verifyCode":"F009"}`: "The captcha was not passed. Trying again will not help.",
+		`{"verifyCode":"F010"}`: "There were too many attempts. You can try again in 60 s.",
+		`{"status":503}`:        "The captcha cannot be checked right now. You can try again in 5 s.",
+	} {
+		p.faults(fault)
+		p.entersAndSubmits("correct-horse")
+		p.drags(1)
+		p.sees(words)
+		p.until("!" + opened)
+	}
+
 	p.faults(`{"verifyCode":"F001"}`)
 	p.entersAndSubmits("correct-horse")
 	p.drags(1)
 	p.refusedByV2()
 	p.until(opened)
-	p.faults(`{"status":503}`)
-	p.drags(1)
-	p.refusedByV2()
 	p.faults(`{}`)
 	p.drags(1) // V2's new challenge is in the same dialog
 	p.sees("You are in")
@@ -135,7 +156,7 @@ func TestReadmeV2(t *testing.T) {
 func TestV2WithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	for name, callback := range map[string]string{
-		"returns nothing": `captchaVerifyCallback(param) { send(param).then(() => ({captchaResult: true, bizResult: true})); }`,
+		"returns nothing": `captchaVerifyCallback(param) { attempt(param).then(() => ({captchaResult: true, bizResult: true})); }`,
 		"returns a text":  `captchaVerifyCallback: () => "true"`,
 		"throws":          `captchaVerifyCallback: () => { throw new Error("mine"); }`,
 		"rejects":         `captchaVerifyCallback: () => Promise.reject(new Error("mine"))`,

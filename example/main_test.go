@@ -372,13 +372,14 @@ var paths = []string{"/", "/login", "/signup", "/adaptive"}
 func TestPages(t *testing.T) {
 	p := start(t, nil)
 	for _, path := range paths {
-		for language, lang := range map[string]string{"en": "en", "zh-CN,zh;q=0.9": "zh-CN", "fr": "en"} {
+		for language, lang := range map[string]string{"en": "en", "zh-CN,zh;q=0.9": "zh-CN", "fr": "en", strings.Repeat("zh,", 1000): "en"} {
 			got := get(t, p.value(t, "Site")+path, language)
 			require.Equal(t, "text/html; charset=utf-8", got.header.Get("Content-Type"))
 			require.Equal(t, lang, got.header.Get("Content-Language"))
 			require.Equal(t, "Accept-Language", got.header.Get("Vary"))
 			require.Equal(t, "no-store", got.header.Get("Cache-Control"))
 			require.Equal(t, "nosniff", got.header.Get("X-Content-Type-Options"))
+			require.Equal(t, "same-origin", got.header.Get("Referrer-Policy"))
 			require.Contains(t, got.body, `<html lang="`+lang+`">`)
 			require.NotContains(t, got.body, "alicdn.com")
 			require.NotContains(t, got.body, "test-secret")
@@ -440,7 +441,8 @@ func TestRealService(t *testing.T) {
 		otherBody, otherPolicy := same(other)
 		require.Equal(t, body, otherBody)
 		require.Equal(t, policy, otherPolicy)
-		require.Contains(t, policy, "script-src 'self' 'nonce-NONCE' ORIGINS;")
+		require.Equal(t, "default-src 'self' ORIGINS; script-src 'self' 'nonce-NONCE' ORIGINS; style-src 'self' 'unsafe-inline' ORIGINS; img-src 'self' data: ORIGINS; "+
+			"object-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'", policy)
 		require.NotEqual(t, nonce.FindString(page.body), nonce.FindString(get(t, p.value(t, "Site")+path, "en").body))
 	}
 
@@ -527,6 +529,59 @@ func TestAdaptiveForgets(t *testing.T) {
 		time.Sleep(2 * failureWindow)
 		require.Equal(t, http.StatusUnauthorized, guess())
 	})
+}
+
+// Logins that are under way when the window ends neither give guesses away nor
+// make the counter forget others.
+func TestAdaptiveAcrossTheBoundary(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		slow := alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+			time.Sleep(time.Second)
+			return alicaptcha.Result{Code: alicaptcha.F001}, nil
+		})
+		captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: slow, SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+		require.NoError(t, err)
+		h := captcha.Deferred(http.HandlerFunc(newAdaptive().handle))
+		guess := func(username, param string) int {
+			w := httptest.NewRecorder()
+			r := httptest.NewRequest("POST", "/adaptive", strings.NewReader(`{"captchaVerifyParam":"`+param+`","username":"`+username+`","password":"wrong"}`))
+			r.Header.Set("Content-Type", "application/json")
+			h.ServeHTTP(w, r)
+			return w.Code
+		}
+		free := func(username string) (n int) {
+			for range 50 {
+				if guess(username, "") == http.StatusUnauthorized {
+					n++
+				}
+			}
+			return n
+		}
+		time.Sleep(failureWindow - 500*time.Millisecond)
+		require.Equal(t, 3, free("alice"))
+		require.Equal(t, 3, free("bob"))
+		var wg sync.WaitGroup
+		for range 30 {
+			wg.Go(func() { guess("alice", "a param") }) // refused in the next window
+		}
+		time.Sleep(600 * time.Millisecond)
+		guess("carol", "")
+		wg.Wait()
+		require.Zero(t, free("alice"))
+		require.Zero(t, free("bob"))
+	})
+}
+
+func TestServersHaveTimeouts(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer listener.Close()
+	s := newServer(listener, slog.New(slog.DiscardHandler), http.NotFoundHandler())
+	require.NotZero(t, s.ReadHeaderTimeout)
+	require.NotZero(t, s.ReadTimeout)
+	require.NotZero(t, s.IdleTimeout)
+	require.Greater(t, s.WriteTimeout, s.ReadTimeout+5*time.Second, "a slow body, and then a slow service")
+	require.Equal(t, 64<<10, s.MaxHeaderBytes)
 }
 
 // A flood ends before it costs a verification, and other pages are still there.

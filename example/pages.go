@@ -6,6 +6,7 @@ import (
 	"embed"
 	"html/template"
 	"net/http"
+	"strings"
 
 	"golang.org/x/text/language"
 )
@@ -71,7 +72,7 @@ var english = words{
 	Script: scriptWords{
 		Loading:     "The captcha is still loading. Please try again in a moment.",
 		NotLoaded:   "The captcha could not be loaded. Please check your connection and reload the page.",
-		Sending:     "Logging in…",
+		Sending:     "Sending…",
 		Unreachable: "The site cannot be reached. Please check your connection and try again.",
 		Wrong:       "Wrong username or password.",
 		Failed:      "Something went wrong. Please try again.",
@@ -95,9 +96,9 @@ var chinese = words{
 	DoLogin:       "登录",
 	DoSignup:      "注册",
 	Pages:         "页面",
-	Intro:         "每个表单都有自己的验证码关卡，由服务的校验结果决定谁能通过。",
+	Intro:         "每个表单都由单独的验证码保护，能否提交以服务端的校验结果为准。",
 	Simulator:     "本站点运行在服务的模拟器上。以下命令为登录场景生成一个参数，用它登录，然后再次发送；第二次会被拒绝，因为一个参数只能校验一次。",
-	Faults:        "以下命令让页面遇到拒绝或故障，最后一条恢复正常：",
+	Faults:        "用以下命令模拟拒绝或故障，最后一条恢复正常：",
 	NoScript:      "此表单需要 JavaScript，否则验证码无法工作。请启用后重新加载页面。",
 	Username:      "用户名",
 	Password:      "密码",
@@ -106,11 +107,11 @@ var chinese = words{
 	Captcha:       "验证码",
 	NoUsername:    "请输入用户名。",
 	ShortPassword: "密码至少需要 8 个字符。",
-	SignedUp:      "您的账号本应已创建：",
+	SignedUp:      "注册成功（演示站点，不会保存）：",
 	Script: scriptWords{
 		Loading:     "验证码仍在加载，请稍后重试。",
 		NotLoaded:   "验证码加载失败，请检查网络后重新加载页面。",
-		Sending:     "正在登录…",
+		Sending:     "正在提交…",
 		Unreachable: "无法连接本站，请检查网络后重试。",
 		Wrong:       "用户名或密码错误。",
 		Failed:      "出现错误，请重试。",
@@ -122,8 +123,11 @@ var chinese = words{
 var languages = language.NewMatcher([]language.Tag{language.English, language.SimplifiedChinese})
 
 func wordsFor(r *http.Request) words {
-	if _, i := language.MatchStrings(languages, r.Header.Get("Accept-Language")); i == 1 {
-		return chinese
+	// No browser's list is that long, and a long one takes its time.
+	if accept := strings.Join(r.Header.Values("Accept-Language"), ","); len(accept) <= 1000 {
+		if _, i := language.MatchStrings(languages, accept); i == 1 {
+			return chinese
+		}
 	}
 	return english
 }
@@ -135,7 +139,7 @@ type page struct {
 	Nav               []link
 	Path, Title, Hint string
 	Scene, Submit     string // of a form
-	Error             string
+	Error, Invalid    string // what is wrong with which field
 	Username, Email   string // what was typed, in a form that is shown again
 	Nonce             string
 }
@@ -179,7 +183,8 @@ func (p page) show(w http.ResponseWriter, status int, name string) {
 	h.Set("Content-Language", p.Words.Lang)
 	h.Set("Vary", "Accept-Language")
 	h.Set("Cache-Control", "no-store") // the nonce is for once
-	// The vendor's script brings more of its own origins', and styles with it.
+	// The origins are those that the vendor names. They are wide: what keeps
+	// other people's scripts out of the page is that the template escapes.
 	h.Set("Content-Security-Policy", "default-src 'self' "+p.Origins+
 		"; script-src 'self' 'nonce-"+p.Nonce+"' "+p.Origins+
 		"; style-src 'self' 'unsafe-inline' "+p.Origins+

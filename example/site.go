@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -145,6 +146,7 @@ func (in loginBody) correct() bool {
 // adaptive is a login that asks for a captcha once an account has had its share
 // of failures.
 type adaptive struct {
+	mu       sync.Mutex            // the counter wants its windows in order
 	failures httprate.LimitCounter // by account; several replicas need one that they share
 }
 
@@ -153,36 +155,49 @@ const (
 	failureWindow = 15 * time.Minute
 )
 
-func newAdaptive() adaptive {
-	return adaptive{httprate.NewLocalLimitCounter(failureWindow)}
+func newAdaptive() *adaptive {
+	return &adaptive{failures: httprate.NewLocalLimitCounter(failureWindow)}
+}
+
+// begin counts a login of account as failed, and reports whether it needs a
+// captcha. It counts before the password is looked at: of a hundred guesses at
+// once no more than three must go without one.
+func (a *adaptive) begin(account string) (window time.Time, needsCaptcha bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	window = time.Now().Truncate(failureWindow)
+	a.failures.IncrementBy(account, window, 1)
+	now, before, err := a.failures.Get(account, window, window.Add(-failureWindow))
+	return window, err != nil || now+before > freeFailures
+}
+
+// takeBack ends a login that was no failure. One that took longer than its
+// window stays counted.
+func (a *adaptive) takeBack(account string, window time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if time.Now().Truncate(failureWindow).Equal(window) {
+		a.failures.IncrementBy(account, window, -1)
+	}
 }
 
 // handle decides when the captcha is due: a form that is not one costs no param.
-func (a adaptive) handle(w http.ResponseWriter, r *http.Request) {
+func (a *adaptive) handle(w http.ResponseWriter, r *http.Request) {
 	var in loginBody
 	if err := decode(r.Body, &in); err != nil {
 		badBody(w, r, "not the JSON that a login is", err)
 		return
 	}
-	// A login counts as failed until it is not: of a hundred at once no more
-	// than three must go without a captcha.
-	window := time.Now().Truncate(failureWindow)
-	a.failures.IncrementBy(in.Username, window, 1)
-	failed := false
-	defer func() {
-		if !failed {
-			a.failures.IncrementBy(in.Username, window, -1)
-		}
-	}()
-	now, before, err := a.failures.Get(in.Username, window, window.Add(-failureWindow))
-	if (err != nil || now+before > freeFailures) && !alicaptcha.Require(w, r) {
-		return // the rejection is written
-	}
-	if failed = !in.correct(); failed {
+	window, needsCaptcha := a.begin(in.Username)
+	switch {
+	case needsCaptcha && !alicaptcha.Require(w, r): // the rejection is written
+		a.takeBack(in.Username, window)
+	case in.correct():
+		a.takeBack(in.Username, window)
+		reply(w, r, http.StatusOK, answer{User: in.Username})
+	default:
 		reply(w, r, http.StatusUnauthorized, answer{Error: "wrong username or password"})
-		return
 	}
-	reply(w, r, http.StatusOK, answer{User: in.Username})
 }
 
 // decode reads one JSON document without unknown members, and nothing after it.
@@ -227,9 +242,9 @@ func (s settings) handleSignup(w http.ResponseWriter, r *http.Request) {
 	p.Username, p.Email = r.PostForm.Get("username"), r.PostForm.Get("email") // PostForm: the URL's query does not count
 	switch {
 	case p.Username == "":
-		p.Error = p.Words.NoUsername
+		p.Error, p.Invalid = p.Words.NoUsername, "username"
 	case utf8.RuneCountInString(r.PostForm.Get("password")) < 8:
-		p.Error = p.Words.ShortPassword
+		p.Error, p.Invalid = p.Words.ShortPassword, "password"
 	}
 	if p.Error != "" {
 		p.show(w, http.StatusUnprocessableEntity, "form")

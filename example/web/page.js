@@ -9,7 +9,8 @@ const submit = form.querySelector("[type=submit]");
 const words = JSON.parse(document.getElementById("words").textContent);
 
 let captcha; // the widget's instance, once it is there
-let failed = false; // to load
+let failed = false; // the widget has had an error
+let submitted = false;
 let required = form.dataset.captcha === "always";
 let busy = false; // sending, or told to wait
 let restarts = 0; // challenges that may start without the user's asking
@@ -40,25 +41,30 @@ form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (busy) return;
   say("");
+  submitted = true;
   restarts = 1;
   if (required) challenge(); else send();
 });
 
 // solved gets the param of a challenge. It is good for one verification.
 function solved(param) {
+  if (busy) return;
+  failed = false;
   if (form.dataset.send === "json") {
     send(param);
     return;
   }
   form.elements.captchaVerifyParam.value = param;
   setBusy(true);
+  say(words.sending, false);
   form.submit(); // without a submit event
+  setTimeout(() => { setBusy(false); say(""); }, 20_000); // somebody has stopped it
 }
 
 async function send(param) {
   setBusy(true);
   say(words.sending, false);
-  let response, answer;
+  let response, answer = {};
   try {
     response = await fetch(form.action, {
       method: "POST",
@@ -69,15 +75,14 @@ async function send(param) {
     answer = await response.json();
   } catch (error) {
     console.error(error);
-    setBusy(false);
-    say(words.unreachable);
-    return;
   }
   setBusy(false);
   captcha?.refresh?.(); // the param is spent, whatever the answer says
-  if (response.ok) {
+  if (!response) {
+    say(words.unreachable);
+  } else if (response.ok && answer.user) {
     const welcome = document.getElementById("welcome");
-    welcome.textContent = words.welcome.replace("{}", answer.user);
+    welcome.textContent = words.welcome.replace("{}", () => answer.user);
     form.hidden = true;
     welcome.hidden = false;
     welcome.focus();
@@ -85,6 +90,7 @@ async function send(param) {
     rejected(answer, Number(response.headers.get("Retry-After")));
   } else if (response.status === 401) {
     say(words.wrong);
+    form.elements.password.focus();
     form.elements.password.select();
   } else {
     say(words.failed);
@@ -109,17 +115,27 @@ function rejected({detail, reason, retry}, seconds) {
 const script = document.getElementById("captcha-script");
 script.addEventListener("error", () => { failed = true; });
 script.addEventListener("load", () => {
-  // Once: the widget allows one instance in a page.
-  initAliyunCaptcha({
-    SceneId: form.dataset.scene,
-    mode: "popup",
-    element: "#captcha-element",
-    button: "#captcha-button",
-    success: solved,
-    fail: (result) => console.error(result), // the widget says so itself, and goes on
-    onError: (error) => { console.error(error); failed = true; },
-    getInstance: (instance) => { captcha = instance; },
-    slideStyle: {width: 320, height: 40},
-    language: form.dataset.language,
-  });
+  const broken = (error) => {
+    console.error(error);
+    failed = true;
+    if (submitted) say(words.notLoaded);
+  };
+  try {
+    initAliyunCaptcha({ // once in a page
+      SceneId: form.dataset.scene,
+      mode: "popup",
+      element: "#captcha-element",
+      button: "#captcha-button",
+      success: solved,
+      fail: (result) => console.error(result),
+      onError: broken,
+      getInstance: (instance) => {
+        captcha = instance;
+        if (message.textContent === words.loading) say("");
+      },
+      language: form.dataset.language,
+    });
+  } catch (error) {
+    broken(error);
+  }
 });

@@ -87,6 +87,7 @@ type soakRun struct {
 
 	entered  atomic.Int64 // requests that reached the gate
 	answered atomic.Int64 // those whose client waited, by the client's count
+	lost     atomic.Value // the error of a client that waited in vain
 	waited   atomic.Int64 // those whose client waited, by the gate's
 	inside   atomic.Int64 // calls of the handler
 }
@@ -166,7 +167,7 @@ func soak(perSecond int, each time.Duration, timed bool) (string, error) {
 	fmt.Fprintf(&b, "goroutines: %d before, %d after; heap: %.1f MB before, %.1f MB after\n", goroutines, goroutinesAfter, heap, heapAfter)
 
 	check(s.entered.Load() == int64(outcomes), "%d requests, %d outcomes", s.entered.Load(), outcomes)
-	check(s.waited.Load() == s.answered.Load(), "%d clients waited, %d had an answer", s.waited.Load(), s.answered.Load())
+	check(s.waited.Load() == s.answered.Load(), "%d clients waited, %d had an answer; one had an error %v", s.waited.Load(), s.answered.Load(), s.lost.Load())
 	check(opened <= budget, "%d were let through unverified, the budget is %d", opened, budget)
 	check(goroutinesAfter <= goroutines, "%d goroutines stay behind", goroutinesAfter-goroutines)
 	check(heapAfter <= heap+8, "%.1f MB stay behind", heapAfter-heap)
@@ -219,8 +220,15 @@ func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 	site.Start()
 	defer site.Close()
 
-	load := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: mostAtOnce, DialContext: (&net.Dialer{}).DialContext}}
+	newLoad := func() *http.Client {
+		return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: mostAtOnce, DialContext: (&net.Dialer{}).DialContext}}
+	}
+	// Those who hang up have connections of their own, as they are other people:
+	// net/http hands on the connection of an answer without a body before the
+	// request is done with it, and one that hangs up just then ends both.
+	load, hasty := newLoad(), newLoad()
 	defer load.CloseIdleConnections()
+	defer hasty.CloseIdleConnections()
 
 	var underWay sync.WaitGroup
 	slots := make(chan struct{}, mostAtOnce)
@@ -253,7 +261,7 @@ func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 					n := sent
 					underWay.Go(func() {
 						defer func() { <-slots }()
-						s.login(load, site.URL, simulator, n)
+						s.login(load, hasty, site.URL, simulator, n)
 					})
 				default:
 					s.update(func(t *tally) { t.skipped++ })
@@ -283,7 +291,7 @@ func (s *soakRun) count() (n int) {
 }
 
 // login sends the n-th login: an honest one, junk, or one that hangs up.
-func (s *soakRun) login(load *http.Client, site string, simulator *alicaptchatest.Simulator, n int) {
+func (s *soakRun) login(load, hasty *http.Client, site string, simulator *alicaptchatest.Simulator, n int) {
 	param := "junk"
 	if n%20 != 1 {
 		var err error
@@ -301,12 +309,17 @@ func (s *soakRun) login(load *http.Client, site string, simulator *alicaptchates
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, 20*time.Millisecond)
 		defer cancel()
+		load = hasty
 	} else {
 		header.Set("Patient", "1")
 	}
 	start := time.Now()
 	err = send(ctx, load, "POST", site+"/login", header, body)
-	if took := time.Since(start); header.Get("Patient") != "" && err == nil {
+	switch took := time.Since(start); {
+	case header.Get("Patient") == "":
+	case err != nil:
+		s.lost.Store(fmt.Sprintf("after %v: %v", took, err))
+	default:
 		s.answered.Add(1)
 		s.update(func(t *tally) { t.logins = append(t.logins, took) })
 	}
