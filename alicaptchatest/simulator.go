@@ -140,13 +140,13 @@ func NewSimulator(cfg Config) *Simulator {
 }
 
 // A Call is one call to POST / as the Simulator saw it, whether or not it was
-// well signed. Time is by the Simulator's clock.
+// well signed.
 type Call struct {
-	Time        time.Time
-	Param       string // empty where the body could not be read
-	SceneID     string
-	HasSceneID  bool // a SceneId was sent, if only an empty one
-	Header      http.Header
+	Time        time.Time       // by the Simulator's clock
+	Param       string          // empty where the body could not be read
+	SceneID     string          // likewise
+	HasSceneID  bool            // a SceneId was sent, if only an empty one
+	Header      http.Header     // as it came
 	Status      int             // 0 where the answer's headers were not sent, or not yet
 	ServiceCode string          // the answer's Code, such as Success or SignatureDoesNotMatch, sent or not
 	VerifyCode  alicaptcha.Code // empty without a verdict; that of a lost answer is here, too

@@ -1,0 +1,542 @@
+package alicaptcha_test
+
+import (
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"testing/fstest"
+	"unicode"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha"
+)
+
+// Each link in the documents leads to a file, and to a heading in it. Links to
+// other sites are checked for their form only.
+func TestDocsLinks(t *testing.T) {
+	t.Parallel()
+	links, faults := docLinks(os.DirFS("."))
+	require.Empty(t, faults)
+	require.Greater(t, links, 20)
+}
+
+var (
+	docCode    = regexp.MustCompile("`[^`]*`")
+	docHeading = regexp.MustCompile(`^#{1,6} +(.*?)( +#+)? *$`)
+	docText    = regexp.MustCompile(`\[([^\]]*)\]\([^)]*\)`) // of a link
+	docLink    = regexp.MustCompile(`\]\(([^)]*)\)|^ {0,3}\[[^\]]+\]: *(.*)|(?:href|src)="([^"]*)"|<(https?:[^>]*)>`)
+	docLine    = regexp.MustCompile(`^L[0-9]+(-L[0-9]+)?$`)
+)
+
+// docLinks returns how many links the Markdown files in tree have, and what is
+// wrong with them.
+func docLinks(tree fs.FS) (links int, faults []string) {
+	lines := map[string][]string{}          // of each document, without code
+	anchors := map[string]map[string]bool{} // of each document, as GitHub makes them
+	err := fs.WalkDir(tree, ".", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() && entry.Name() == ".git" {
+			return errOr(err, fs.SkipDir)
+		}
+		if entry.IsDir() || path.Ext(name) != ".md" {
+			return nil
+		}
+		text, err := fs.ReadFile(tree, name)
+		if err != nil {
+			return err
+		}
+		anchors[name] = map[string]bool{}
+		fenced := false
+		for line := range strings.Lines(string(text)) {
+			line = strings.TrimRight(line, "\r\n")
+			if strings.HasPrefix(strings.TrimSpace(line), "```") {
+				fenced = !fenced
+				continue
+			}
+			if fenced {
+				continue
+			}
+			if heading := docHeading.FindStringSubmatch(line); heading != nil {
+				anchor := docAnchor(heading[1])
+				for n := 1; anchors[name][anchor]; n++ {
+					anchor = docAnchor(heading[1]) + "-" + strconv.Itoa(n)
+				}
+				anchors[name][anchor] = true
+			}
+			lines[name] = append(lines[name], docCode.ReplaceAllString(line, "code"))
+		}
+		return nil
+	})
+	if err != nil {
+		return 0, []string{err.Error()}
+	}
+
+	for name := range anchors {
+		for _, line := range lines[name] {
+			for _, match := range docLink.FindAllStringSubmatch(line, -1) {
+				links++
+				target := strings.Join(match[1:], "")
+				if fault := docFault(tree, anchors, name, target); fault != "" {
+					faults = append(faults, fmt.Sprintf("%s: %q %s", name, target, fault))
+				}
+			}
+		}
+	}
+	slices.Sort(faults)
+	return links, faults
+}
+
+// docFault returns what is wrong with a link to target in the document name, or
+// nothing.
+func docFault(tree fs.FS, anchors map[string]map[string]bool, name, target string) string {
+	u, err := url.Parse(target)
+	switch {
+	case err != nil, target == "", strings.ContainsFunc(target, unicode.IsSpace):
+		return "is not a URL"
+	case u.Scheme != "" || u.Host != "":
+		if u.Scheme != "https" || !strings.Contains(u.Hostname(), ".") {
+			return "is not an https URL"
+		}
+		return ""
+	}
+	file := name
+	if u.Path != "" {
+		file = path.Join(path.Dir(name), u.Path)
+	}
+	if _, err := fs.Stat(tree, file); err != nil || path.IsAbs(u.Path) {
+		return "leads to no file"
+	}
+	if u.Fragment != "" && !anchors[file][u.Fragment] && (path.Ext(file) == ".md" || !docLine.MatchString(u.Fragment)) {
+		return "leads to no heading"
+	}
+	return ""
+}
+
+// docAnchor returns the anchor that GitHub gives to a heading.
+func docAnchor(heading string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == ' ':
+			return '-'
+		case r == '-' || r == '_' || unicode.IsLetter(r) || unicode.IsNumber(r) || unicode.IsMark(r):
+			return unicode.ToLower(r)
+		}
+		return -1
+	}, docText.ReplaceAllString(heading, "$1"))
+}
+
+func errOr(err, other error) error {
+	if err != nil {
+		return err
+	}
+	return other
+}
+
+// The check of the links finds what it is for.
+func TestDocsLinksFaults(t *testing.T) {
+	t.Parallel()
+	file := func(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
+	links, faults := docLinks(fstest.MapFS{
+		"README.md": file("# The `Code`, or [more](docs/a.md)\n## 说明：代码\n## Twice\n## Twice\n" +
+			"[a](docs/a.md) [b](docs/a.md#one-two) [c](#the-code-or-more) [d](#说明代码) [e](#twice-1) [f](go.mod#L3) [g](docs) ![h](https://example.com/x.png)\n" +
+			"[ref]: docs/a.md#one-two\n<https://example.com>\n`[code](nowhere)`\n```\n[code](nowhere)\n# no-heading\n```\n"),
+		"docs/a.md": file("# One: two!\n[up](../README.md#twice) [same](#one-two)\n"),
+		"go.mod":    file("module x\n"),
+	})
+	require.Empty(t, faults)
+	require.Equal(t, 13, links)
+
+	for link, fault := range map[string]string{
+		"[a](docs/b.md)":               "leads to no file",
+		"[a](Docs/a.md)":               "leads to no file",
+		"[a](../x.md)":                 "leads to no file",
+		"[a](/docs/a.md)":              "leads to no file",
+		"[a](docs/a.md#two)":           "leads to no heading",
+		"[a](#One)":                    "leads to no heading",
+		"[a](#one-1)":                  "leads to no heading",
+		"[a](go.mod#one)":              "leads to no heading",
+		"[a](docs/a.md#L3)":            "leads to no heading",
+		"[a]()":                        "is not a URL",
+		"[a](docs/a.md \"x\")":         "is not a URL",
+		"[a](https://%zz/)":            "is not a URL",
+		"[a](http://example.com)":      "is not an https URL",
+		"[a](https://pkg/x)":           "is not an https URL",
+		"[a](//example.com)":           "is not an https URL",
+		"[a]: docs/b.md":               "leads to no file",
+		"<img src=\"docs/b.png\">":     "leads to no file",
+		"<http://example.com>":         "is not an https URL",
+		"text [`a`](docs/b.md) more":   "leads to no file",
+		"| [a](docs/a.md) [b](b.md) |": "leads to no file",
+	} {
+		_, faults := docLinks(fstest.MapFS{"README.md": file("# One\n" + link + "\n"), "docs/a.md": file("# One\n"), "go.mod": file("")})
+		require.Len(t, faults, 1, link)
+		require.Contains(t, faults[0], fault, link)
+	}
+}
+
+// section returns the text between the heading and the next of its level.
+func section(t *testing.T, file, heading string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	_, rest, found := strings.Cut("\n"+string(text), "\n"+heading+"\n")
+	require.True(t, found, "%s has no %q", file, heading)
+	level, _, _ := strings.Cut(heading, " ")
+	body, _, _ := strings.Cut(rest, "\n"+level+" ")
+	return body
+}
+
+// cells returns the rows of the tables in text, without their headings.
+func cells(text string) (rows [][]string) {
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		if strings.HasPrefix(line, "|--") {
+			rows = rows[:len(rows)-1] // what stands above it is the heading
+			continue
+		}
+		if !strings.HasPrefix(line, "|") {
+			continue
+		}
+		row := strings.Split(strings.Trim(line, "|"), "|")
+		for i := range row {
+			row[i] = strings.TrimSpace(row[i])
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
+var docName = regexp.MustCompile("`([^`]+)`")
+
+// names returns what stands in backquotes in text.
+func names(text string) (found []string) {
+	for _, match := range docName.FindAllStringSubmatch(text, -1) {
+		found = append(found, match[1])
+	}
+	return found
+}
+
+// The table in docs/operations.md has each Code once, with what the log and the
+// client get by default.
+func TestOperationsCodes(t *testing.T) {
+	t.Parallel()
+	policy := alicaptcha.DefaultPolicy()
+	levels := map[alicaptcha.Code]string{}
+	for _, row := range policyTable {
+		levels[row.code] = strings.ToLower(row.level.String())
+	}
+	seen := map[alicaptcha.Code]bool{}
+	for _, row := range cells(section(t, "docs/operations.md", "## Codes")) {
+		if !strings.HasPrefix(row[0], "`") {
+			continue // codes to come
+		}
+		code := alicaptcha.Code(strings.Trim(row[0], "`"))
+		a, known := policy[code]
+		require.True(t, known, "%s is not a code", code)
+		require.False(t, seen[code], "%s has two rows", code)
+		seen[code] = true
+		require.Len(t, row, 6, code)
+
+		client := "let through"
+		if !a.Allow {
+			client = strconv.Itoa(a.Status)
+			if a.Reason != "" {
+				client += " `" + a.Reason + "`"
+			}
+			if a.Retry {
+				client += ", retry"
+			}
+			if a.RetryAfter != 0 {
+				client += fmt.Sprintf(", `Retry-After: %d`", int(a.RetryAfter.Seconds()))
+			}
+		}
+		require.Equal(t, levels[code], row[1], code)
+		require.Equal(t, client, row[2], code)
+		for _, cell := range row[3:] { // what it means, who has to act, what to do
+			require.NotEmpty(t, cell, code)
+		}
+	}
+	require.Len(t, seen, len(policy), "a code has no row")
+}
+
+// The lines and keys of the log that docs/operations.md shows are those of the
+// code.
+func TestOperationsLog(t *testing.T) {
+	t.Parallel()
+	var source strings.Builder
+	files, err := filepath.Glob("*.go")
+	require.NoError(t, err)
+	for _, file := range files {
+		if !strings.HasSuffix(file, "_test.go") {
+			text, err := os.ReadFile(file)
+			require.NoError(t, err)
+			source.Write(text)
+		}
+	}
+	literals := func(pattern string) (found []string) {
+		for _, match := range regexp.MustCompile(pattern).FindAllStringSubmatch(source.String(), -1) {
+			found = append(found, match[1])
+		}
+		slices.Sort(found)
+		return slices.Compact(found)
+	}
+	keys, messages := literals(`"(captcha\.[a-z_]+)"`), literals(`"(captcha: [^"]+)"`)
+	require.Contains(t, keys, "captcha.code")
+
+	log := section(t, "docs/operations.md", "## Logs")
+	var documented []string
+	for _, row := range cells(log) {
+		documented = append(documented, names(row[0])...)
+	}
+	slices.Sort(documented)
+	require.Equal(t, keys, documented)
+
+	_, shown, found := strings.Cut(log, "```text\n")
+	require.True(t, found)
+	shown, _, _ = strings.Cut(shown, "```")
+	value := regexp.MustCompile(`([a-z._]+)=("[^"]*"|\S+)`)
+	lines := 0
+	for line := range strings.Lines(shown) {
+		lines++
+		attrs := map[string]string{}
+		for _, match := range value.FindAllStringSubmatch(line, -1) {
+			attrs[match[1]] = strings.Trim(match[2], `"`)
+			if strings.HasPrefix(match[1], "captcha.") {
+				require.Contains(t, keys, match[1], line)
+			}
+		}
+		require.True(t, slices.ContainsFunc(messages, func(m string) bool { return strings.HasPrefix(attrs["msg"], m) }), line)
+		if attrs["captcha.description"] != "" {
+			require.Equal(t, alicaptcha.Code(attrs["captcha.code"]).Description(), attrs["captcha.description"])
+		}
+	}
+	require.Greater(t, lines, 5)
+}
+
+// docs/operations.md has each alert once.
+func TestOperationsAlerts(t *testing.T) {
+	t.Parallel()
+	rules, err := os.ReadFile("docs/prometheus-alerts.yml")
+	require.NoError(t, err)
+	var alerts, documented []string
+	for _, match := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(string(rules), -1) {
+		alerts = append(alerts, match[1])
+	}
+	require.NotEmpty(t, alerts)
+	for _, row := range cells(section(t, "docs/operations.md", "## Alerts")) {
+		documented = append(documented, names(row[0])...)
+	}
+	require.ElementsMatch(t, alerts, documented)
+}
+
+// What SECURITY.md says can never be opened, or only with a bound, New refuses.
+func TestSecurityOpenings(t *testing.T) {
+	t.Parallel()
+	documented := map[string][]string{}
+	for _, row := range cells(section(t, "SECURITY.md", "## What can be opened")) {
+		documented[row[0]] = names(row[1])
+	}
+	opens := func(c alicaptcha.Code, a alicaptcha.Action) bool {
+		_, err := alicaptcha.New(alicaptcha.Config{Verifier: passing(), SceneID: "login", Policy: alicaptcha.Policy{c: a}})
+		return err == nil
+	}
+	var never, bounded []string
+	for c := range alicaptcha.DefaultPolicy() {
+		switch {
+		case opens(c, alicaptcha.Allow()):
+		case opens(c, alicaptcha.AllowAtMost(nil)):
+			bounded = append(bounded, string(c))
+		default:
+			never = append(never, string(c))
+		}
+	}
+	require.ElementsMatch(t, never, documented["never"])
+	require.ElementsMatch(t, bounded, documented["with a Limiter only"])
+}
+
+// Each test that SECURITY.md names as the proof of a claim is there. One of
+// another folder has the folder before its name.
+func TestSecurityTests(t *testing.T) {
+	t.Parallel()
+	there := map[string]bool{}
+	require.NoError(t, filepath.WalkDir(".", func(file string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || !strings.HasSuffix(file, "_test.go") {
+			return err
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			return err
+		}
+		folder := ""
+		if dir := filepath.ToSlash(filepath.Dir(file)); dir != "." {
+			folder = dir + "."
+		}
+		for _, decl := range parsed.Decls {
+			if f, ok := decl.(*ast.FuncDecl); ok && f.Recv == nil {
+				there[folder+f.Name.Name] = true
+			}
+		}
+		return nil
+	}))
+	claims := cells(section(t, "SECURITY.md", "## The tests behind this"))
+	require.Greater(t, len(claims), 20)
+	for _, claim := range claims {
+		require.Len(t, claim, 2)
+		tests := names(claim[1])
+		require.NotEmpty(t, tests, claim[0])
+		for _, test := range tests {
+			require.Regexp(t, `^(.*\.)?(Test|Fuzz)[A-Z]`, test)
+			require.True(t, there[test], "there is no %s", test)
+		}
+	}
+}
+
+// A body under way takes more memory than MaxBodyBytes, most where it is JSON
+// of many names, and docs/operations.md says how much. The bound leaves room for
+// the race detector.
+func TestBodyMemory(t *testing.T) {
+	m, err := alicaptcha.New(alicaptcha.Config{Verifier: passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	var manyNames strings.Builder
+	manyNames.WriteByte('{')
+	for i := int64(0); manyNames.Len() < 128<<10-16; i++ {
+		manyNames.WriteString(`"` + strconv.FormatInt(i, 36) + `":1,`)
+	}
+	heap := func() int64 {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.GC() // the first leaves what stood in a sync.Pool
+		runtime.ReadMemStats(&stats)
+		return int64(stats.HeapAlloc)
+	}
+	const clients = 16
+	for _, body := range []struct{ name, kind, text string }{
+		{"JSON, many names", "application/json", manyNames.String()},
+		{"JSON, deeply nested", "application/json", strings.Repeat(`{"a":1,"b":`, 9000)},
+		{"JSON, one long string", "application/json", `{"a":"` + strings.Repeat("x", 128<<10-16)},
+		{"form, one long field", "application/x-www-form-urlencoded", "a=" + strings.Repeat("x", 128<<10-16)},
+		{"multipart, one long field", "multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=captchaVerifyParam\r\n\r\n" + strings.Repeat("x", 120<<10)},
+	} {
+		var ends []*io.PipeWriter
+		done := make(chan alicaptcha.Outcome, clients)
+		before := heap()
+		for range clients {
+			r, w := io.Pipe()
+			ends = append(ends, w)
+			request := httptest.NewRequest(http.MethodPost, "/login", r)
+			request.Header.Set("Content-Type", body.kind)
+			go func() { done <- m.Check(request) }()
+			_, err := io.WriteString(w, body.text) // returns when all of it was read
+			require.NoError(t, err)
+		}
+		each := (heap() - before) / clients
+		t.Logf("%s: %d KB sent, %d KB of heap", body.name, len(body.text)/1000, each/1000)
+		for _, w := range ends {
+			w.CloseWithError(io.ErrUnexpectedEOF)
+		}
+		for range clients {
+			require.Equal(t, alicaptcha.ParamMalformed, (<-done).Code)
+		}
+		require.Less(t, each, int64(16*128<<10), body.name)
+	}
+}
+
+// The gate knows no origin, no address and no earlier request: SECURITY.md says
+// that others have to.
+func TestGateKnowsNoOrigin(t *testing.T) {
+	t.Parallel()
+	verifier := passing()
+	for _, address := range []string{"192.0.2.1:1", "198.51.100.1:1"} {
+		r := loginRequest()
+		r.RemoteAddr = address
+		r.Header.Set("Origin", "https://elsewhere.example")
+		r.Header.Set("Sec-Fetch-Site", "cross-site")
+		require.True(t, try(t, alicaptcha.Config{Verifier: verifier}, r).called)
+	}
+	asked := verifier.asked()
+	require.Len(t, asked, 2)
+	require.Equal(t, asked[0], asked[1])
+}
+
+// Whoever reads the packages' documentation finds a comment on each name.
+func TestExportedNamesHaveComments(t *testing.T) {
+	for _, folder := range []string{".", "alicaptchatest", "otelalicaptcha"} {
+		files, err := filepath.Glob(filepath.Join(folder, "*.go"))
+		require.NoError(t, err)
+		found := 0
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			fset := token.NewFileSet()
+			parsed, err := parser.ParseFile(fset, file, nil, parser.ParseComments)
+			require.NoError(t, err)
+			check := func(name *ast.Ident, docs ...*ast.CommentGroup) {
+				if !name.IsExported() {
+					return
+				}
+				found++
+				require.True(t, slices.ContainsFunc(docs, func(doc *ast.CommentGroup) bool { return doc != nil }), "%s: %s has no comment", file, name)
+			}
+			for _, decl := range parsed.Decls {
+				switch d := decl.(type) {
+				case *ast.FuncDecl:
+					if d.Recv != nil { // of an exported type only
+						receiver := d.Recv.List[0].Type
+						if star, ok := receiver.(*ast.StarExpr); ok {
+							receiver = star.X
+						}
+						if !receiver.(*ast.Ident).IsExported() {
+							continue
+						}
+					}
+					check(d.Name, d.Doc)
+				case *ast.GenDecl:
+					for _, spec := range d.Specs {
+						switch s := spec.(type) {
+						case *ast.ValueSpec:
+							for _, name := range s.Names {
+								check(name, d.Doc, s.Doc, s.Comment)
+							}
+						case *ast.TypeSpec:
+							check(s.Name, d.Doc, s.Doc)
+							structure, ok := s.Type.(*ast.StructType)
+							if !ok || !s.Name.IsExported() {
+								continue
+							}
+							// A comment holds for the lines right below it, too.
+							var above *ast.CommentGroup
+							last := 0
+							for _, field := range structure.Fields.List {
+								if field.Doc != nil || fset.Position(field.Pos()).Line != last+1 {
+									above = field.Doc
+								}
+								last = fset.Position(field.End()).Line
+								for _, name := range field.Names {
+									check(name, above, field.Comment)
+								}
+							}
+						}
+					}
+				}
+			}
+		}
+		require.NotZero(t, found, folder)
+	}
+}
