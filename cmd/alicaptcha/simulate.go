@@ -27,6 +27,8 @@ signature of each call, takes a param once and lets it expire.
   POST /issue   stands for the browser: {"sceneId":"login"} is answered with
                 {"captchaVerifyParam":"…"}; "code" chooses the verdict that it
                 gets (T001 if not given), "format" v3 (if not given) or v2
+  GET /AliyunCaptcha.js
+                stands for the vendor's script, with a slider for a challenge
   POST /faults  sets what is wrong with the service, see below; {} mends it
   GET /faults   shows it
 
@@ -41,6 +43,7 @@ Faults, in -faults and in POST /faults, are a JSON object of these:
   throttleShare               0 to 1 of the calls
   throttleRate                calls a second that are not throttled
   credentials                 "wrong", "expired", "forbidden" or "overdue"
+  verifyCode                  the verdict, such as "F009" or "T005"
 
 The exit status is 0 after Ctrl-C, 1 if it could not serve, 2 for a wrong use.
 It hands params to whoever asks: it must not guard anything real.
