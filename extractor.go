@@ -9,6 +9,7 @@ import (
 	"math"
 	"mime"
 	"mime/multipart"
+	"mime/quotedprintable"
 	"net/http"
 	"net/url"
 	"slices"
@@ -237,7 +238,9 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 	}
 	parts := multipart.NewReader(body, params["boundary"])
 	for {
-		part, err := parts.NextPart()
+		// Raw, because a fault in the encoding of a part that is skipped would be
+		// one or none, as the body happens to arrive.
+		part, err := parts.NextRawPart()
 		if err == io.EOF {
 			return "", nil
 		}
@@ -247,7 +250,11 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 		if part.FileName() != "" || !slices.Contains(fields, part.FormName()) {
 			continue
 		}
-		value, err := io.ReadAll(part)
+		var decoded io.Reader = part
+		if strings.EqualFold(part.Header.Get("Content-Transfer-Encoding"), "quoted-printable") {
+			decoded = quotedprintable.NewReader(part) // as for the handler
+		}
+		value, err := io.ReadAll(decoded)
 		if err != nil {
 			return "", bodyError(err)
 		}
