@@ -236,7 +236,8 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 	if err != nil || params["boundary"] == "" {
 		return "", errBody
 	}
-	parts := multipart.NewReader(body, params["boundary"])
+	kept := &errorKeeper{Reader: body}
+	parts := multipart.NewReader(kept, params["boundary"])
 	for {
 		// Raw, because a fault in the encoding of a part that is skipped would be
 		// one or none, as the body happens to arrive.
@@ -255,6 +256,9 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 			decoded = quotedprintable.NewReader(part) // as for the handler
 		}
 		value, err := io.ReadAll(decoded)
+		if err == nil {
+			err = kept.err
+		}
 		if err != nil {
 			return "", bodyError(err)
 		}
@@ -262,6 +266,21 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 			return string(value), nil
 		}
 	}
+}
+
+// An errorKeeper keeps the error of its Reader, because mime/multipart takes a
+// boundary that an error cuts off for a whole one, and drops the error.
+type errorKeeper struct {
+	io.Reader
+	err error // not io.EOF
+}
+
+func (k *errorKeeper) Read(p []byte) (int, error) {
+	n, err := k.Reader.Read(p)
+	if err != io.EOF {
+		k.err = err
+	}
+	return n, err
 }
 
 // A path leads to a value in JSON, a token for each level.
