@@ -429,13 +429,13 @@ func (m *Middleware) ask(ctx context.Context, req Request) (result Result, took 
 	if hasDeadline {
 		parent = context.WithoutCancel(ctx)
 	}
-	asking, cancel := context.WithTimeout(parent, m.cfg.Timeout)
+	start := time.Now()
+	asking, cancel := context.WithDeadline(parent, start.Add(m.cfg.Timeout))
 	defer cancel()
 	if hasDeadline {
 		defer context.AfterFunc(ctx, cancel)()
 	}
 
-	start := time.Now()
 	defer func() { took = time.Since(start) }()
 	result, err := m.cfg.Verifier.Verify(asking, req)
 	if err != nil {

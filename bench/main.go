@@ -1,0 +1,170 @@
+// Command bench measures what a login costs and what it waits for, beside what
+// people use in place of this module. Run it from its own folder:
+//
+//	cd bench && go run .
+//
+// It takes less than ten minutes on two cores, prints its tables as Markdown,
+// and writes them with their pictures into ../docs. Contenders are measured in
+// the same process, round by round, in an order that turns. Services and sites
+// are its own, on loopback. It needs Linux: there the services' certificate can
+// be made a root of the system's for one process.
+//
+// With -short everything is run once and quickly; its figures mean nothing.
+package main
+
+import (
+	"cmp"
+	"encoding/pem"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func main() {
+	short := flag.Bool("short", false, "run everything once and quickly: to see that it runs")
+	dir := flag.String("o", filepath.Join("..", "docs"), "the `directory` to write to")
+	flag.Parse()
+	if flag.NArg() > 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	if err := run(*dir, *short); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// A bench is one run: how thorough it is, and what it has found so far.
+type bench struct {
+	short   bool
+	rounds  int
+	each    time.Duration // how long a contender that takes microseconds is measured in a round
+	dir     string
+	text    strings.Builder
+	targets []target
+}
+
+// A target is what must be true, and whether it is.
+type target struct {
+	text, measured string
+	met            bool
+}
+
+func run(dir string, short bool) error {
+	b := &bench{rounds: 9, each: 40 * time.Millisecond, dir: dir, short: short}
+	if short {
+		b.rounds, b.each = 2, time.Millisecond
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	forget, err := loopbackOnly()
+	if err != nil {
+		return err
+	}
+	defer forget()
+
+	start := time.Now()
+	b.print("# Performance\n\nWhat a login costs and what it waits for, beside what people use in place of this module. "+
+		"This is the output of\n\n```sh\ncd bench && go run .\n```\n\n%s\n", machine(start))
+	for _, part := range []func() error{b.requestCost, b.callCost, b.underLoad, b.outage, b.growth} {
+		if err := part(); err != nil {
+			return err
+		}
+	}
+	b.print("## Targets\n\n| target | measured | met |\n|---|--:|---|\n")
+	for _, t := range b.targets {
+		b.print("| %s | %s | %s |\n", t.text, t.measured, map[bool]string{true: "yes", false: "**no**"}[t.met])
+	}
+	b.print("\nThe run took %v.\n", time.Since(start).Round(time.Second))
+	return os.WriteFile(filepath.Join(dir, "performance.md"), []byte(b.text.String()), 0o644)
+}
+
+// print adds to the report, on standard output too.
+func (b *bench) print(format string, args ...any) {
+	text := fmt.Sprintf(format, args...)
+	fmt.Print(text)
+	b.text.WriteString(text)
+}
+
+func (b *bench) target(text string, measured float64, format string, met bool) {
+	b.targets = append(b.targets, target{text, fmt.Sprintf(format, measured), met})
+}
+
+// few returns n, or less in a short run.
+func (b *bench) few(n, short int) int {
+	if b.short {
+		return short
+	}
+	return n
+}
+
+// loopbackOnly makes the services' certificate the system's only root: neither
+// our own transport nor the SDK's can be given one. It also takes proxies out of
+// the environment. forget removes the file that it made.
+func loopbackOnly() (forget func(), err error) {
+	own, err := certificate()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "bench")
+	if err != nil {
+		return nil, err
+	}
+	roots := filepath.Join(dir, "roots.pem")
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]}
+	errs := []error{
+		os.WriteFile(roots, pem.EncodeToMemory(block), 0o600), os.Setenv("SSL_CERT_FILE", roots), os.Setenv("SSL_CERT_DIR", dir),
+	}
+	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "DEBUG"} {
+		errs = append(errs, os.Unsetenv(name), os.Unsetenv(strings.ToLower(name)))
+	}
+	return func() { os.RemoveAll(dir) }, errors.Join(errs...)
+}
+
+// machine describes what the figures were measured on and with.
+func machine(now time.Time) string {
+	var b strings.Builder
+	line := func(name, value string) { fmt.Fprintf(&b, "| %s | %s |\n", name, value) }
+	b.WriteString("| | |\n|---|---|\n")
+	line("CPU", cmp.Or(procField("/proc/cpuinfo", "model name"), runtime.GOARCH))
+	line("cores", fmt.Sprintf("%d, GOMAXPROCS %d; service, site and load share them", runtime.NumCPU(), runtime.GOMAXPROCS(0)))
+	if kB, err := strconv.Atoi(strings.TrimSuffix(procField("/proc/meminfo", "MemTotal"), " kB")); err == nil {
+		line("memory", fmt.Sprintf("%.0f GB", float64(kB)/1e6))
+	}
+	line("Go", runtime.Version()+" "+runtime.GOOS+"/"+runtime.GOARCH)
+	line("date", now.UTC().Format(time.DateOnly))
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, dep := range info.Deps {
+			if slices.Contains(compared, dep.Path) {
+				line(dep.Path, dep.Version)
+			}
+		}
+	}
+	return b.String()
+}
+
+// compared are the modules whose versions the report names.
+var compared = []string{
+	"github.com/alibabacloud-go/captcha-20230305", "github.com/alibabacloud-go/darabonba-openapi/v2", "github.com/alibabacloud-go/tea",
+	"github.com/go-chi/jwtauth/v5", "github.com/gorilla/csrf",
+}
+
+// procField returns the first value of that name in a file of /proc, or "".
+func procField(file, name string) string {
+	text, _ := os.ReadFile(file)
+	for line := range strings.Lines(string(text)) {
+		if key, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(key) == name {
+			return strings.TrimSpace(value)
+		}
+	}
+	return ""
+}
