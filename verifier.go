@@ -187,7 +187,9 @@ type ClientConfig struct {
 
 	// Credential overrides the three, for keys that rotate. NewClient asks it
 	// once; later a call that finds its answer older than a minute has it
-	// asked again in the background. It must be safe for concurrent use.
+	// asked again in the background. What it gives must be good for 150 s
+	// more, as it is from the providers of credentials-go, which renew 180 s
+	// before the end. It must be safe for concurrent use.
 	Credential credentials.Credential
 
 	// Transport makes the connections. If nil, it is one that is tuned for
@@ -644,7 +646,7 @@ func readAnswer(status int, body []byte) (Result, *Error) {
 	}
 	if status == http.StatusOK && doc.success == jsontext.KindTrue && doc.code == "Success" && doc.hasVerdict {
 		if result, ok := doc.result.strict(); ok {
-			result.RequestID = doc.requestID
+			result.RequestID = token(doc.requestID)
 			return result, nil
 		}
 	}
@@ -812,7 +814,8 @@ type keyring struct {
 	mu         sync.Mutex
 	key        accessKey
 	got, asked time.Time     // when the source last gave keys, and was last asked
-	failed     bool          // it gave none when last asked, or has not answered for keysPatience
+	failed     bool          // it gave none when last asked, or has not answered for keysPatience; forgotten after keysStale
+	broken     bool          // it has failed since it last gave keys
 	asking     chan struct{} // closed when the source has answered; nil while it is not being asked
 }
 
@@ -908,14 +911,16 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 	k.mu.Lock()
 	now := time.Now()
 	if k.asking == nil && now.Sub(k.asked) > keysFresh {
+		// What a source said long ago says nothing of the one that is asked now.
+		k.failed = k.failed && now.Sub(k.asked) <= keysStale
 		k.asked = now
 		k.asking = make(chan struct{})
 		go k.renew()
 	}
 	overdue := k.asking != nil && now.Sub(k.asked) > keysPatience
-	k.failed = k.failed || overdue
+	k.failed, k.broken = k.failed || overdue, k.broken || overdue
 	key, asking := k.key, k.asking
-	// After a failure the old keys serve on until the service refuses them.
+	// After a failure nobody waits: the old keys serve on until the service refuses them.
 	usable := k.failed || now.Sub(k.got) <= keysStale
 	patience := keysPatience - now.Sub(k.asked)
 	k.mu.Unlock()
@@ -945,8 +950,9 @@ func (k *keyring) renew() {
 	var err error = &Error{Code: Misconfigured, Err: safeError{text: "the Credential ended its goroutine"}}
 	defer func() { // also if the source does that
 		k.mu.Lock()
-		mended := k.failed && err == nil
+		mended := k.broken && err == nil
 		k.failed = err != nil
+		k.broken = err != nil
 		if err == nil {
 			k.key, k.got = key, time.Now()
 		}

@@ -949,6 +949,7 @@ func TestClientVerdicts(t *testing.T) {
 		"CertifyId empty":         {clientDoc(`{"VerifyResult":true,"VerifyCode":"T001","CertifyId":""}`), passed("T001", "", "R-1")},
 		"CertifyId of the client": {clientDoc(`{"VerifyResult":true,"CertifyId":"用户 1 \"\\\u003c"}`), passed("T001", `用户 1 "\<`, "R-1")},
 		"RequestId null":          {`{"RequestId":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
+		"RequestId that is none":  {`{"RequestId":"call us: the param","Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
 		"RequestId missing":       {`{"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
 		"Message null":            {`{"Message":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
 		"unknown T":               {clientDoc(`{"VerifyResult":true,"VerifyCode":"T999"}`), passed("T999", "", "R-1")},
@@ -2437,15 +2438,46 @@ func TestClientCredentialThatFailsSlowly(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			return errClientSource
 		})
-		time.Sleep(61 * time.Second)
 		for range 10 {
+			time.Sleep(61 * time.Second)
 			start := time.Now()
 			require.Equal(t, "key-1", c.verify(t))
 			require.Zero(t, time.Since(start))
-			time.Sleep(time.Hour)
 		}
 		synctest.Wait()
 		require.Equal(t, 11, c.count())
+
+		// But what it said long ago says nothing of now.
+		time.Sleep(time.Hour)
+		start := time.Now()
+		require.Equal(t, "key-1", c.verify(t))
+		require.Equal(t, 3*time.Second, time.Since(start))
+	})
+}
+
+// A failure before a quiet time does not have the next login signed with keys
+// that have ended meanwhile.
+func TestClientCredentialThatFailedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := clientRotate(t, func(n int) error {
+			if n == 2 {
+				return errClientSource
+			}
+			time.Sleep(time.Second)
+			return nil
+		})
+		time.Sleep(61 * time.Second)
+		require.Equal(t, "key-1", c.verify(t))
+		synctest.Wait()
+		time.Sleep(6 * time.Hour)
+		var logins sync.WaitGroup
+		for range 5 { // not only the first that asks
+			logins.Go(func() { c.client.Verify(t.Context(), alicaptcha.Request{Param: clientParam}) })
+		}
+		logins.Wait()
+		require.Equal(t, []string{"key-1", "key-3", "key-3", "key-3", "key-3", "key-3"}, c.signers)
+		require.Equal(t, 3, c.count())
+		require.Contains(t, c.log.String(), "gives keys again")
 	})
 }
 

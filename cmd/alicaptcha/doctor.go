@@ -238,7 +238,7 @@ func (p *plainTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	p.from = get.URL.Host
 	if proxy, err := http.ProxyFromEnvironment(get); err == nil && proxy != nil {
-		p.from += ", through the proxy " + proxy.Host + ","
+		p.from += " through the proxy " + proxy.Host
 	}
 	resp, err := p.next.RoundTrip(get)
 	if err == nil {
@@ -274,7 +274,7 @@ func (r *report) checkEndpoint(cfg alicaptcha.ClientConfig, prober *alicaptcha.C
 	}
 	off, word := plain.at.Sub(date).Round(time.Second), "ahead of"
 	if off < 0 {
-		off, word = -off, "behind"
+		off, word = off.Abs(), "behind"
 	}
 	detail := fmt.Sprintf("this machine's is %v %s the service's", off, word)
 	if off > 15*time.Minute {

@@ -290,25 +290,31 @@ func TestDoctor(t *testing.T) {
 		"test mode":        {before: verdict(true, "T005"), want: "oooooooF", code: "T005", words: []string{"test mode and passes"}, calls: 1},
 		"everybody passes": {before: verdict(true, "T001"), want: "oooooooF", code: "T001", words: []string{"made-up param passed"}, calls: 1},
 
-		"clock ahead":                 {before: dated(-16 * time.Minute), want: "ooF-----", words: []string{"this machine's is 16m", "ahead of", "NTP"}},
-		"clock behind":                {before: dated(48 * time.Hour), want: "ooF-----", words: []string{"this machine's is 4", "behind", "NTP"}},
+		"clock ahead":  {before: dated(-16 * time.Minute), want: "ooF-----", words: []string{"this machine's is 16m", "ahead of", "NTP"}},
+		"clock behind": {before: dated(48*time.Hour + 30*time.Second), want: "ooF-----", words: []string{"this machine's is 4", "behind", "NTP"}},
+		"clock of another age": {before: func(w http.ResponseWriter, _ *http.Request) bool {
+			w.Header().Set("Date", "Fri, 31 Dec 9999 23:59:59 GMT")
+			return false
+		}, want: "ooF-----", words: []string{"behind", "NTP"}},
 		"clock ahead, but in time":    {before: dated(-14 * time.Minute), want: "oooooooo", calls: 1, words: []string{"14m", "ahead of"}},
-		"clock behind, but in time":   {before: dated(14 * time.Minute), want: "oooooooo", calls: 1, words: []string{"behind"}},
+		"clock behind, but in time":   {before: dated(14*time.Minute + 30*time.Second), want: "oooooooo", calls: 1, words: []string{"behind"}},
 		"no date":                     {before: undated, want: "oooooooo", calls: 1, words: []string{"the signature's date was accepted"}},
 		"no date, and no signature":   {before: undated, vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"), want: "oo-oF---", code: "SignatureDoesNotMatch", calls: 1, words: []string{"the answer had no date"}},
 		"the service minds the clock": {before: answering(400, `{"Code":"InvalidTimeStamp.Expired"}`), want: "ooFo----", code: "InvalidTimeStamp.Expired", calls: 1, words: []string{"15 minutes"}},
 
-		"another service":   {before: answering(404, `{"Code":"InvalidAction.NotFound"}`), want: "oFoo----", code: "InvalidAction.NotFound", words: []string{"not one of CAPTCHA 2.0"}, calls: 1},
-		"hang":              {faults: faults{Hang: alicaptchatest.StageHeaders}, args: []string{"-timeout", "2s"}, want: "oooF----", words: []string{"service_timeout", "not in time"}, calls: 1},
-		"hang in the body":  {faults: faults{Hang: alicaptchatest.StageBody}, args: []string{"-timeout", "2s"}, want: "oooF----", words: []string{"service_timeout"}, calls: 1},
-		"reset":             {faults: faults{Reset: alicaptchatest.StageHeaders}, want: "oooF----", words: []string{"service_unavailable", "could not be reached"}, calls: 1},
-		"InternalError":     {before: answering(500, `{"Code":"InternalError","Message":"hunter"}`), want: "oooF----", code: "InternalError", words: []string{"fault of its own"}, calls: 1},
-		"500":               {faults: faults{Status: 500}, want: "oooF----", words: []string{"status 500", "proxy or gateway"}, calls: 1},
-		"throttled":         {faults: faults{ThrottleShare: 1}, want: "oooF----", code: "Throttling.User", words: []string{"service_throttled", "limit"}, calls: 1},
-		"gateway":           {faults: page(502), want: "oooF----", words: []string{"status 502", "proxy or gateway"}, calls: 1},
-		"gateway's refusal": {faults: page(403), want: "oooF----", words: []string{"status 403", "proxy or gateway"}, calls: 1},
-		"gateway's success": {faults: page(200), want: "oooF----", words: []string{"status 200", "proxy or gateway"}, calls: 1},
-		"redirect":          {before: answering(302, html), want: "oooF----", words: []string{"status 302", "proxy or gateway"}, calls: 1},
+		"the clock, elsewhere": {before: answering(400, `{"Code":"IllegalTimestamp"}`), want: "ooFo----", code: "IllegalTimestamp", calls: 1, words: []string{"15 minutes"}},
+		"another version":      {before: answering(404, `{"Code":"InvalidVersion"}`), want: "oFoo----", code: "InvalidVersion", words: []string{"not one of CAPTCHA 2.0"}, calls: 1},
+		"another service":      {before: answering(404, `{"Code":"InvalidAction.NotFound"}`), want: "oFoo----", code: "InvalidAction.NotFound", words: []string{"not one of CAPTCHA 2.0"}, calls: 1},
+		"hang":                 {faults: faults{Hang: alicaptchatest.StageHeaders}, args: []string{"-timeout", "2s"}, want: "oooF----", words: []string{"service_timeout", "not in time"}, calls: 1},
+		"hang in the body":     {faults: faults{Hang: alicaptchatest.StageBody}, args: []string{"-timeout", "2s"}, want: "oooF----", words: []string{"service_timeout"}, calls: 1},
+		"reset":                {faults: faults{Reset: alicaptchatest.StageHeaders}, want: "oooF----", words: []string{"service_unavailable", "could not be reached"}, calls: 1},
+		"InternalError":        {before: answering(500, `{"Code":"InternalError","Message":"hunter"}`), want: "oooF----", code: "InternalError", words: []string{"fault of its own"}, calls: 1},
+		"500":                  {faults: faults{Status: 500}, want: "oooF----", words: []string{"status 500", "proxy or gateway"}, calls: 1},
+		"throttled":            {faults: faults{ThrottleShare: 1}, want: "oooF----", code: "Throttling.User", words: []string{"service_throttled", "limit"}, calls: 1},
+		"gateway":              {faults: page(502), want: "oooF----", words: []string{"status 502", "proxy or gateway"}, calls: 1},
+		"gateway's refusal":    {faults: page(403), want: "oooF----", words: []string{"status 403", "proxy or gateway"}, calls: 1},
+		"gateway's success":    {faults: page(200), want: "oooF----", words: []string{"status 200", "proxy or gateway"}, calls: 1},
+		"redirect":             {before: answering(302, html), want: "oooF----", words: []string{"status 302", "proxy or gateway"}, calls: 1},
 		"gateway for all": {before: func(w http.ResponseWriter, _ *http.Request) bool {
 			w.WriteHeader(503)
 			io.WriteString(w, html)
@@ -401,8 +407,8 @@ func TestDoctorEndpoint(t *testing.T) {
 		"silent in TLS":             {args: []string{"-endpoint", silent, "-timeout", "200ms"}, words: []string{"deadline exceeded", "not in time"}},
 		"closing":                   {args: []string{"-endpoint", "http://" + closing}, words: []string{"closed before the end", "could not be reached"}},
 		"a proxy that is none":      {args: []string{"-endpoint", secure.URL}, vars: with("HTTPS_PROXY", "http://user:hunter2@bad host/"), words: []string{"HTTPS_PROXY is not the URL of a proxy", "unset it"}},
-		"a proxy that is not there": {args: []string{"-region", "cn"}, vars: with("https_proxy", "http://user:hunter2@"+refused), words: []string{"captcha.cn-shanghai.aliyuncs.com, through the proxy " + refused, "refused", "HTTPS_PROXY"}},
-		"a proxy's outage":          {args: []string{"-region", "sgp"}, vars: with("HTTPS_PROXY", "http://user:hunter2@"+dead), words: []string{"captcha.ap-southeast-1.aliyuncs.com, through the proxy " + dead, "could not be reached"}},
+		"a proxy that is not there": {args: []string{"-region", "cn"}, vars: with("https_proxy", "http://user:hunter2@"+refused), words: []string{"captcha.cn-shanghai.aliyuncs.com through the proxy " + refused, "refused", "HTTPS_PROXY"}},
+		"a proxy's outage":          {args: []string{"-region", "sgp"}, vars: with("HTTPS_PROXY", "http://user:hunter2@"+dead), words: []string{"captcha.ap-southeast-1.aliyuncs.com through the proxy " + dead, "could not be reached"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			vars := tc.vars
@@ -440,6 +446,6 @@ func TestDoctorEndpoint(t *testing.T) {
 		require.Equal(t, "oooooooo", got)
 		require.Equal(t, 2, s.Count(), "one of each run")
 		require.Len(t, asked(), 4)
-		require.Contains(t, f.Checks[1].Detail, "example.com, through the proxy "+addr+", answered")
+		require.Contains(t, f.Checks[1].Detail, "example.com through the proxy "+addr+" answered")
 	})
 }
