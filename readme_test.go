@@ -54,3 +54,25 @@ func TestReadmeRejection(t *testing.T) {
 	body := reject(loginRequest(), alicaptcha.Outcome{Code: alicaptcha.F018}).Body.String()
 	require.Contains(t, string(readme), "```json\n"+body+"```")
 }
+
+// The figures in the README's table are those of the report.
+func TestReadmePerformance(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	report, err := os.ReadFile("docs/performance.md")
+	require.NoError(t, err)
+	_, section, _ := strings.Cut(string(readme), "\n## Performance\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	figures := 0
+	for row := range strings.Lines(section) {
+		cells := strings.Split(row, "|")
+		if len(cells) != 5 {
+			continue
+		}
+		for _, figure := range regexp.MustCompile(`\d[\d.]*( (µs|ms|s|kB|MB)\b)?`).FindAllString(cells[2]+cells[3], -1) {
+			figures++
+			require.Regexp(t, `[ |]`+regexp.QuoteMeta(figure)+`(\.0)? \|`, string(report), row)
+		}
+	}
+	require.Greater(t, figures, 15)
+}
