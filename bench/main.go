@@ -90,12 +90,12 @@ func run(dir string, short bool) error {
 
 // reasons say where the targets that may be missed come from. There is no figure
 // in it: the tables have them.
-const reasons = `What keeps some of them from being met, by the profile and by what was tried:
+const reasons = `What keeps some of them from being met:
 
 - 0.5 KB: nothing stands out. Reading JSON strictly is the largest part, then the deadline with its timer (four of the ten
   allocations), the copy of the request that carries the context, and the copy of the param. A deadline that is made only when
-  somebody waits for it would win this row, and lose with every Verifier that does wait. A context of the gate's own in place of
-  context.WithValue would print the param wherever somebody prints the context.
+  somebody waits for it was not built: every Verifier that asks a service does wait. A context of the gate's own in place of
+  context.WithValue saves one allocation, and prints the param wherever somebody prints the context.
 - 4 KB: the first read takes up to 4 KB, which is what net/http has of the body by then. Only a body that was read to its end
   has net/http notice a client that hangs up, so a shorter first read, which meets the target, is not worth it.
 - 64 callers: those beyond 64 are dialed while the first handshakes compete for the cores; a caller whose new connection somebody
