@@ -118,6 +118,11 @@ func checkFields(function string, fields []string) []string {
 	return slices.Clone(fields)
 }
 
+// maxContentType is the longest Content-Type of a multipart body, in bytes. A
+// boundary has 70 at most (RFC 2046, section 5.1.1), and mime.ParseMediaType takes
+// more than linear time.
+const maxContentType = 512
+
 const (
 	typeURLEncoded = "application/x-www-form-urlencoded"
 	typeMultipart  = "multipart/form-data"
@@ -232,6 +237,9 @@ func isField(name []byte, fields []string) bool {
 // fromMultipart does not use r.MultipartReader: after that the handler could
 // not.
 func fromMultipart(body io.Reader, contentType string, fields []string) (string, error) {
+	if len(contentType) > maxContentType {
+		return "", errBody
+	}
 	_, params, err := mime.ParseMediaType(contentType)
 	if err != nil || params["boundary"] == "" {
 		return "", errBody

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"html"
+	"iter"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -114,11 +115,8 @@ func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
 	}
 
 	words, lang := english, "en"
-	// No browser's list is that long, and a megabyte of it would take its time.
-	if accept := strings.Join(r.Header.Values("Accept-Language"), ","); len(accept) <= 1000 {
-		if _, i := language.MatchStrings(languages, accept); i == 1 {
-			words, lang = chinese, "zh-CN"
-		}
+	if prefersChinese(r.Header.Values("Accept-Language")) {
+		words, lang = chinese, "zh-CN"
 	}
 	h.Add("Vary", "Accept")
 	h.Add("Vary", "Accept-Language")
@@ -162,7 +160,11 @@ func (words wording) detail(a Action, seconds int64) string {
 
 func (words wording) page(r *http.Request, lang, detail string) []byte {
 	back := "<p>" + words.goBack + "</p>"
-	if from, err := url.Parse(r.Referer()); err == nil && from.Host == r.Host && strings.HasPrefix(from.Path, "/") && !strings.HasPrefix(from.Path, "//") {
+	referer := r.Referer()
+	if len(referer) > maxReferer {
+		referer = ""
+	}
+	if from, err := url.Parse(referer); err == nil && from.Host == r.Host && strings.HasPrefix(from.Path, "/") && !strings.HasPrefix(from.Path, "//") {
 		back = `<p><a href="` + html.EscapeString(from.RequestURI()) + `">` + words.back + `</a></p>`
 	}
 	return []byte(`<!DOCTYPE html>
@@ -191,36 +193,105 @@ a { display: inline-block; padding: .5rem 0 }</style>
 // Accept header (RFC 9110, section 12.5.1): a browser's navigation, while fetch
 // and curl send */*.
 func prefersHTML(accept []string) bool {
-	return quality(accept, "text", "html") > max(
-		quality(accept, "application", "problem+json"),
-		quality(accept, "application", "json"))
+	var html, problem, plain preference
+	for mediaRange, weight := range weighted(accept, maxAccept) {
+		kind, subtype, _ := strings.Cut(strings.ToLower(mediaRange), "/")
+		html.consider(kind, subtype, "text", "html", weight)
+		problem.consider(kind, subtype, "application", "problem+json", weight)
+		plain.consider(kind, subtype, "application", "json", weight)
+	}
+	return html.weight > max(problem.weight, plain.weight)
 }
 
-// quality returns the weight of a media type: that of the most specific range
+// A preference is the weight of a media type: that of the most specific range
 // that it is in.
-func quality(accept []string, kind, subtype string) float64 {
-	q, best := 0.0, 0
-	for part := range strings.SplitSeq(strings.Join(accept, ","), ",") {
-		mediaRange, params, _ := strings.Cut(part, ";")
-		rangeKind, rangeSubtype, _ := strings.Cut(strings.ToLower(strings.TrimSpace(mediaRange)), "/")
-		specific := 0
-		switch {
-		case rangeKind == kind && rangeSubtype == subtype:
-			specific = 3
-		case rangeKind == kind && rangeSubtype == "*":
-			specific = 2
-		case rangeKind == "*" && rangeSubtype == "*":
-			specific = 1
+type preference struct{ specific, weight int }
+
+// consider takes the range kind/subtype into account if it holds
+// wantKind/wantSubtype.
+func (p *preference) consider(kind, subtype, wantKind, wantSubtype string, weight int) {
+	specific := 0
+	switch {
+	case kind == wantKind && subtype == wantSubtype:
+		specific = 3
+	case kind == wantKind && subtype == "*":
+		specific = 2
+	case kind == "*" && subtype == "*":
+		specific = 1
+	}
+	if specific > p.specific {
+		*p = preference{specific, weight}
+	}
+}
+
+// The longest headers that are looked at, in bytes. A browser's Accept and
+// Accept-Language have about half of it. What is longer is as if it were not
+// there: a request must not cost more than its bytes are worth, and over HTTP/2
+// a byte can stand for 4 KB of a header.
+const (
+	maxAccept         = 512
+	maxAcceptLanguage = 256
+	maxReferer        = 2048
+)
+
+// weighted returns the elements of the header with the given values and their
+// weights in thousandths, or none if together the values have more than limit
+// bytes.
+func weighted(values []string, limit int) iter.Seq2[string, int] {
+	return func(yield func(string, int) bool) {
+		for _, value := range values {
+			if limit -= len(value) + 1; limit < 0 {
+				return
+			}
 		}
-		if specific <= best {
-			continue
-		}
-		best, q = specific, 1
-		for param := range strings.SplitSeq(params, ";") {
-			if name, value, _ := strings.Cut(strings.TrimSpace(param), "="); strings.EqualFold(name, "q") {
-				q, _ = strconv.ParseFloat(value, 64) // 0 if it is no number
+		for _, value := range values {
+			for element := range strings.SplitSeq(value, ",") {
+				name, params, _ := strings.Cut(element, ";")
+				if !yield(strings.TrimSpace(name), weightIn(params)) {
+					return
+				}
 			}
 		}
 	}
-	return q
+}
+
+// weightIn returns the weight among the parameters of an element in thousandths:
+// 1000 if there is none, and 0 if it is not of the form that RFC 9110, section
+// 12.4.2, has.
+func weightIn(params string) int {
+	for param := range strings.SplitSeq(params, ";") {
+		if name, value, _ := strings.Cut(strings.TrimSpace(param), "="); strings.EqualFold(name, "q") {
+			return qvalue(value)
+		}
+	}
+	return 1000
+}
+
+// qvalue returns a weight in thousandths. Its form has at most three decimals,
+// and nothing else is read: the exponents that strconv.ParseFloat takes can make
+// it slow.
+func qvalue(s string) int {
+	whole, decimals, _ := strings.Cut(s, ".")
+	if whole != "0" && whole != "1" || len(decimals) > 3 {
+		return 0
+	}
+	n, err := strconv.ParseUint(whole+(decimals + "000")[:3], 10, 32)
+	if err != nil || n > 1000 {
+		return 0
+	}
+	return int(n)
+}
+
+// prefersChinese reports whether the Accept-Language header prefers Chinese to
+// English. The matcher gets the weights as they were read here, because it would
+// read the client's by strconv.ParseFloat.
+func prefersChinese(acceptLanguage []string) bool {
+	var wanted strings.Builder
+	for tag, weight := range weighted(acceptLanguage, maxAcceptLanguage) {
+		if weight > 0 {
+			fmt.Fprintf(&wanted, "%s;q=%d.%03d,", tag, weight/1000, weight%1000)
+		}
+	}
+	_, i := language.MatchStrings(languages, wanted.String())
+	return i == 1
 }
