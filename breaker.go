@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"sync"
 	"time"
 
 	"github.com/sony/gobreaker/v2"
@@ -42,11 +43,10 @@ var ErrBreakerOpen = errors.New("alicaptcha: the breaker is open")
 // ServiceTimeout, ServiceUnavailable and any error that is no *Error are
 // failures. Everything that the service answered is a success, rejections,
 // refusals and throttling too: else junk would keep real users out. A call that
-// the client cancelled does not count, nor one that panicked.
+// was canceled does not count, nor one that panicked.
 //
-// A probe is not cancelled with its client: it runs to the deadline of its
-// context, or for 5 s where that has none, so that nobody can keep the breaker
-// open by hanging up.
+// The Logger is called outside of the breaker's locks, by the call that brought
+// the change about.
 func Breaker(v Verifier, cfg BreakerConfig) (Verifier, error) {
 	var errs []error
 	if isNil(v) {
@@ -73,18 +73,44 @@ func Breaker(v Verifier, cfg BreakerConfig) (Verifier, error) {
 	if cfg.Probes == 0 {
 		cfg.Probes = 3
 	}
-	return &breaker{v, gobreaker.NewTwoStepCircuitBreaker[Result](gobreaker.Settings{
+	b := &breaker{verifier: v, logger: cfg.Logger}
+	b.circuit = gobreaker.NewTwoStepCircuitBreaker[Result](gobreaker.Settings{
 		MaxRequests:   uint32(cfg.Probes),
 		Timeout:       cfg.OpenFor,
 		ReadyToTrip:   func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= uint32(cfg.Failures) },
 		IsExcluded:    func(err error) bool { return err == errNeutral },
-		OnStateChange: func(_ string, from, to gobreaker.State) { logState(cfg.Logger, from, to) },
-	})}, nil
+		OnStateChange: b.noteChange,
+	})
+	return b, nil
 }
 
 type breaker struct {
 	verifier Verifier
 	circuit  *gobreaker.TwoStepCircuitBreaker[Result]
+	logger   *slog.Logger // nil: slog.Default
+
+	mu      sync.Mutex
+	changes []stateChange // not logged yet
+}
+
+type stateChange struct{ from, to gobreaker.State }
+
+// noteChange is called under the circuit's lock, where a Logger would hold up
+// every other call.
+func (b *breaker) noteChange(_ string, from, to gobreaker.State) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.changes = append(b.changes, stateChange{from, to})
+}
+
+func (b *breaker) logChanges() {
+	b.mu.Lock()
+	changes := b.changes
+	b.changes = nil
+	b.mu.Unlock()
+	for _, change := range changes {
+		logState(b.logger, change.from, change.to)
+	}
 }
 
 // What the circuit is told of a call that had no answer.
@@ -94,21 +120,16 @@ var (
 )
 
 func (b *breaker) Verify(ctx context.Context, req Request) (Result, error) {
-	if b.circuit.State() != gobreaker.StateClosed {
-		deadline, ok := ctx.Deadline()
-		if !ok {
-			deadline = time.Now().Add(defaultTimeout)
-		}
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(context.WithoutCancel(ctx), deadline)
-		defer cancel()
-	}
 	done, err := b.circuit.Allow()
+	b.logChanges()
 	if err != nil {
 		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{"the breaker is open", ErrBreakerOpen}}
 	}
 	end := errNeutral // of a panic: a param that brings one about must not open the breaker
-	defer func() { done(end) }()
+	defer func() {
+		done(end)
+		b.logChanges()
+	}()
 	result, err := b.verifier.Verify(ctx, req)
 	end = told(ctx, err)
 	return result, err

@@ -200,7 +200,7 @@ func TestBreakerProbes(t *testing.T) {
 			}
 		})
 	})
-	t.Run("a cancelled call holds no place", func(t *testing.T) {
+	t.Run("a canceled call holds no place", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := new(script)
 			b := open(t, s)
@@ -228,30 +228,6 @@ func TestBreakerProbes(t *testing.T) {
 			require.True(t, call(t, b, s))
 		})
 	})
-	for name, row := range map[string]struct {
-		deadline time.Duration
-		took     time.Duration
-	}{"to its deadline": {2 * time.Second, 2 * time.Second}, "for 5 s without one": {0, 5 * time.Second}} {
-		t.Run("a probe outlives its client, "+name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				s := new(script)
-				b := open(t, s)
-				var ended error
-				s.hold = func(ctx context.Context) { <-ctx.Done(); ended = ctx.Err() }
-				ctx, hangUp := context.WithCancel(context.Background())
-				if row.deadline != 0 {
-					var cancel context.CancelFunc
-					ctx, cancel = context.WithTimeout(ctx, row.deadline)
-					defer cancel()
-				}
-				hangUp()
-				start := time.Now()
-				b.Verify(ctx, alicaptcha.Request{Param: "p"})
-				require.Equal(t, row.took, time.Since(start))
-				require.Equal(t, context.DeadlineExceeded, ended)
-			})
-		})
-	}
 	t.Run("closed, a call ends with its client", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := &script{err: errGone, hold: func(ctx context.Context) { <-ctx.Done() }}
@@ -279,31 +255,96 @@ func TestBreakerConfig(t *testing.T) {
 	require.Contains(t, log.String(), "captcha.breaker=open")
 }
 
-// Behind a gate a request's own deadline is neutral: a client cannot open the breaker.
+// A client cannot open the breaker behind a gate: neither by hanging up, nor by a
+// deadline that its slow body has left too little of.
 func TestBreakerIsNotMovedByClients(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		v := &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
-			<-ctx.Done()
-			if errors.Is(ctx.Err(), context.Canceled) {
+		s := &script{hold: func(context.Context) { time.Sleep(2 * time.Second) }}
+		v := alicaptcha.VerifierFunc(func(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
+			result, err := s.Verify(ctx, req)
+			switch ctx.Err() {
+			case context.Canceled:
 				return alicaptcha.Result{}, errGone
+			case context.DeadlineExceeded:
+				return alicaptcha.Result{}, errTimeout
 			}
-			return alicaptcha.Result{}, errTimeout
-		}}
-		m, err := alicaptcha.New(alicaptcha.Config{
-			Verifier: newBreaker(t, v, alicaptcha.BreakerConfig{Failures: 1}), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+			return result, err
 		})
+		b := newBreaker(t, v, alicaptcha.BreakerConfig{Failures: 1})
+		m, err := alicaptcha.New(alicaptcha.Config{Verifier: b, SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
 		require.NoError(t, err)
 		for range 3 {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			ctx, cancel := context.WithTimeout(context.Background(), 999*time.Millisecond)
 			require.Equal(t, alicaptcha.Overloaded, m.Check(loginRequest().WithContext(ctx)).Code)
 			cancel()
 			ctx, cancel = context.WithCancel(context.Background())
 			time.AfterFunc(time.Second, cancel)
 			require.Equal(t, alicaptcha.ClientCanceled, m.Check(loginRequest().WithContext(ctx)).Code)
 		}
+		require.True(t, m.Check(loginRequest()).Verified)
+
+		s.hold = func(ctx context.Context) { <-ctx.Done() }
 		require.Equal(t, alicaptcha.ServiceTimeout, m.Check(loginRequest()).Code)
 		o := m.Check(loginRequest())
 		require.Equal(t, alicaptcha.ServiceUnavailable, o.Code)
 		require.ErrorIs(t, o.Err, alicaptcha.ErrBreakerOpen, "only the service opens it")
 	})
 }
+
+// A router's deadline that leaves a call a second of its own does not disable the
+// breaker, and a service that hangs is asked no more than otherwise.
+func TestBreakerUnderARoutersDeadline(t *testing.T) {
+	for _, deadline := range []time.Duration{time.Second, 3 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &script{err: errTimeout, hold: func(ctx context.Context) { <-ctx.Done() }}
+			b := newBreaker(t, s, alicaptcha.BreakerConfig{OpenFor: time.Hour})
+			m, err := alicaptcha.New(alicaptcha.Config{
+				Verifier: b, SceneID: "login", Logger: slog.New(slog.DiscardHandler), Policy: openEverything(),
+			})
+			require.NoError(t, err)
+			for i := range 20 {
+				ctx, cancel := context.WithTimeout(context.Background(), deadline)
+				o := m.Check(loginRequest().WithContext(ctx))
+				cancel()
+				require.Equal(t, i >= 5, errors.Is(o.Err, alicaptcha.ErrBreakerOpen))
+				require.Equal(t, i < 5, o.Code == alicaptcha.ServiceTimeout)
+				require.True(t, o.Allowed, "a Policy can open it")
+			}
+			require.Equal(t, 5, s.count())
+		})
+	}
+}
+
+// A Logger that blocks holds up the call that it is told of, and no other.
+func TestBreakerLogsUnderNoLock(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var calling alicaptcha.Verifier
+		blocking := alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+			return alicaptcha.Result{}, errTimeout
+		})
+		told := 0
+		calling = newBreaker(t, blocking, alicaptcha.BreakerConfig{Failures: 1, Logger: slog.New(handlerFunc(func() {
+			told++
+			_, err := calling.Verify(context.Background(), alicaptcha.Request{Param: "p"}) // and may ask it
+			require.ErrorIs(t, err, alicaptcha.ErrBreakerOpen)
+			time.Sleep(2 * time.Second)
+		}))})
+		go calling.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+		synctest.Wait()
+		start := time.Now()
+		_, err := calling.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+		require.ErrorIs(t, err, alicaptcha.ErrBreakerOpen)
+		require.Zero(t, time.Since(start))
+		require.Equal(t, 1, told)
+		time.Sleep(2 * time.Second) // until the Logger is back
+	})
+}
+
+// handlerFunc is a slog.Handler that calls itself for each record.
+type handlerFunc func()
+
+func (handlerFunc) Enabled(context.Context, slog.Level) bool    { return true }
+func (f handlerFunc) Handle(context.Context, slog.Record) error { f(); return nil }
+func (f handlerFunc) WithAttrs([]slog.Attr) slog.Handler        { return f }
+func (f handlerFunc) WithGroup(string) slog.Handler             { return f }

@@ -27,7 +27,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -63,19 +62,25 @@ type Config struct {
 	Policy Policy
 
 	// OnReject writes a rejection; if it wrote nothing, net/http would send 200.
-	// If nil, it is WriteRejection. It is not called for ClientCanceled.
+	// If nil, it is WriteRejection. It is not called for ClientCanceled. It
+	// should pass on the request that it is given: where that comes to the gate
+	// or to Require again, WriteRejection answers it.
 	OnReject func(http.ResponseWriter, *http.Request, Outcome)
 
 	// Observe, if not nil, is called once for each Outcome, before the handler
 	// or the rejection. The context is the request's, in which FromContext does
-	// not find the Outcome yet.
+	// not find the Outcome yet, and Require returns false.
 	Observe func(context.Context, Outcome)
 
 	// Logger gets passes at debug, rejections at info, and what the operator
 	// should see at warn and error. If nil, it is slog.Default.
 	Logger *slog.Logger
 
-	// Timeout bounds the whole call to the service. If zero, it is 5 s.
+	// Timeout bounds the whole call to the service. If zero, it is 5 s. A
+	// deadline of the request's own that is earlier bounds it too. A call that
+	// had at least a second (or Timeout, if that is less) and no answer ends as
+	// ServiceTimeout; one that was left less of the request's deadline ends as
+	// Overloaded. A client that hangs up does not end the call.
 	Timeout time.Duration
 
 	// MaxParamBytes bounds the param. If zero, it is 32 KiB; the longest that
@@ -88,7 +93,8 @@ type Config struct {
 	MaxBodyBytes int
 
 	// MaxConcurrent bounds the verifications at once: at the bound a request
-	// ends as Overloaded without waiting. If zero, it is 256.
+	// ends as Overloaded without waiting. It also bounds how many requests at
+	// once wait for Limiters. If zero, it is 256.
 	MaxConcurrent int
 
 	// ReportOnly verifies, observes and logs, but lets everything through. The
@@ -113,10 +119,13 @@ type Outcome struct {
 // A Middleware is a gate in front of handlers. It is immutable and safe for
 // concurrent use. A nil or zero Middleware rejects everything.
 type Middleware struct {
-	cfg    Config
-	slots  chan struct{}            // one taken for each verification under way
-	loud   map[Code]*rate.Sometimes // bounds the log lines that call for the operator
-	panics rate.Sometimes           // likewise
+	cfg      Config
+	slots    chan struct{} // one taken for each verification under way
+	limiting chan struct{} // one taken for each call of a Limiter under way
+
+	// What bounds the log lines that call for the operator.
+	logLimits                   map[Code]*rate.Sometimes
+	panics, deadlines, limiters rate.Sometimes
 
 	_ [0]func()
 }
@@ -184,13 +193,28 @@ func New(cfg Config) (*Middleware, error) {
 		return nil, errors.Join(errs...)
 	}
 
-	m := &Middleware{cfg: cfg, slots: make(chan struct{}, cfg.MaxConcurrent), loud: make(map[Code]*rate.Sometimes), panics: rate.Sometimes{Interval: time.Minute}}
+	m := &Middleware{
+		cfg:       cfg,
+		slots:     make(chan struct{}, cfg.MaxConcurrent),
+		limiting:  make(chan struct{}, cfg.MaxConcurrent),
+		logLimits: make(map[Code]*rate.Sometimes),
+		panics:    rate.Sometimes{Interval: time.Minute},
+		deadlines: rate.Sometimes{Interval: time.Minute},
+		limiters:  rate.Sometimes{Interval: time.Minute},
+	}
 	for c := range codes {
 		if _, once := c.severity(); once {
-			m.loud[c] = &rate.Sometimes{Interval: time.Minute}
+			m.logLimits[c] = &rate.Sometimes{Interval: time.Minute}
 		}
 	}
 	return m, nil
+}
+
+// isDue reports whether limit lets something happen now. What then happens is
+// not done in limit.Do, which holds a lock.
+func isDue(limit *rate.Sometimes) (due bool) {
+	limit.Do(func() { due = true })
+	return due
 }
 
 // zero reports a Middleware that New did not make.
@@ -201,40 +225,47 @@ func (m *Middleware) zero() bool { return m == nil || m.slots == nil }
 // whole. Every method is gated, GET and OPTIONS too: wrap the routes that need
 // it, and put CORS outside.
 //
+// A request that comes to the same Middleware again, by Handler or by Deferred,
+// is not verified a second time: its Outcome holds.
+//
 // It panics if next is nil.
-func (m *Middleware) Handler(next http.Handler) http.Handler {
-	return m.around(next, func(v *visit, w http.ResponseWriter, r *http.Request) bool {
-		return v.require(w, r)
-	})
-}
+func (m *Middleware) Handler(next http.Handler) http.Handler { return m.wrap(next, false) }
 
 // Deferred returns a handler that calls next for every request, and leaves it
 // to next to call [Require]: after its own cheap checks, say, or only after a
 // failed login. Extractors run before next, so that it gets its body whole.
 //
 // It panics if next is nil.
-func (m *Middleware) Deferred(next http.Handler) http.Handler {
-	return m.around(next, func(*visit, http.ResponseWriter, *http.Request) bool { return true })
-}
+func (m *Middleware) Deferred(next http.Handler) http.Handler { return m.wrap(next, true) }
 
-func (m *Middleware) around(next http.Handler, enter func(*visit, http.ResponseWriter, *http.Request) bool) http.Handler {
+func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 	if next == nil {
 		panic("alicaptcha: nil handler")
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		v := &visit{m: m}
-		inner := r.WithContext(context.WithValue(r.Context(), gate.OutcomeKey{}, v))
-		v.param, v.fault = m.extract(inner)
-		// The server removes the temporary files of the request that it knows.
-		defer func() {
-			if r.MultipartForm == nil {
-				r.MultipartForm = inner.MultipartForm
-			}
-		}()
-		if enter(v, w, inner) {
+		outer, _ := r.Context().Value(gate.OutcomeKey{}).(*requestState)
+		v := outer.find(m)
+		again := v != nil
+		if !again {
+			v = &verification{m: m}
+		}
+		inner := r.WithContext(context.WithValue(r.Context(), gate.OutcomeKey{}, &requestState{v, outer}))
+		if !again {
+			v.param, v.fault = m.extract(inner)
+		}
+		defer handBack(r, inner)
+		if deferred || v.require(w, inner) {
 			next.ServeHTTP(w, inner)
 		}
 	})
+}
+
+// handBack gives r the MultipartForm of its copy, because the server removes the
+// temporary files of the request that it knows.
+func handBack(r, inner *http.Request) {
+	if r.MultipartForm == nil {
+		r.MultipartForm = inner.MultipartForm
+	}
 }
 
 // Check verifies r and returns the Outcome, for callers who have no use for a
@@ -242,7 +273,7 @@ func (m *Middleware) around(next http.Handler, enter func(*visit, http.ResponseW
 // ReportOnly. The body of r stays readable: r.Body may be replaced.
 func (m *Middleware) Check(r *http.Request) Outcome {
 	param, fault := m.extract(r)
-	return m.judge(r, param, fault)
+	return m.judge(r.Context(), r, param, fault)
 }
 
 // Require verifies the param of a request under [Middleware.Deferred]. If it
@@ -250,74 +281,199 @@ func (m *Middleware) Check(r *http.Request) Outcome {
 // The first call verifies and, if need be, writes the rejection; later ones,
 // from any goroutine, repeat its answer.
 //
-// Under [Middleware.Handler] it returns true. Where no middleware stands it
-// rejects as Misconfigured.
+// Where gates are nested, every one of them has to be satisfied, the outermost
+// first, each by its own Verifier and scene. Under [Middleware.Handler] Require
+// returns true. Where no middleware stands it rejects as Misconfigured.
+//
+// The answer belongs to the context of r. Requests that share one, such as the
+// parts of a batch that a handler dispatches with its own request's context, share
+// the answer, and one param then admits all of them. A handler that wants a param
+// for each part has to give each a context that does not stem from a gated
+// request's.
 func Require(w http.ResponseWriter, r *http.Request) bool {
-	switch v := r.Context().Value(gate.OutcomeKey{}).(type) {
-	case *visit:
-		return v.require(w, r)
+	switch s := r.Context().Value(gate.OutcomeKey{}).(type) {
+	case *requestState:
+		return s.require(w, r)
 	case Outcome: // of alicaptchatest.NewContext
-		if !v.Allowed {
-			WriteRejection(w, r, v)
+		if !s.Allowed {
+			WriteRejection(w, r, s)
 		}
-		return v.Allowed
+		return s.Allowed
 	}
-	WriteRejection(w, r, (*Middleware)(nil).judge(r, "", nil))
+	WriteRejection(w, r, (*Middleware)(nil).judge(r.Context(), r, "", nil))
 	return false
 }
 
 // FromContext returns the Outcome of the request whose context it is: under
-// [Middleware.Handler], and under [Middleware.Deferred] after [Require].
+// [Middleware.Handler], and under [Middleware.Deferred] after [Require]. Where
+// gates are nested it is the innermost one's.
 func FromContext(ctx context.Context) (Outcome, bool) {
-	switch v := ctx.Value(gate.OutcomeKey{}).(type) {
-	case *visit:
-		if v.done.Load() {
-			return v.outcome, true
-		}
+	switch s := ctx.Value(gate.OutcomeKey{}).(type) {
+	case *requestState:
+		return s.known()
 	case Outcome:
-		return v, true
+		return s, true
 	}
 	return Outcome{}, false
 }
 
-// A visit is one request at one gate; the request's context carries it.
-type visit struct {
+// A requestState is one gate that a request has come to. The request's context
+// has the innermost.
+type requestState struct {
+	*verification
+	outer *requestState
+}
+
+// find returns what m has made of the request, or nil.
+func (s *requestState) find(m *Middleware) *verification {
+	for ; s != nil; s = s.outer {
+		if s.m == m && !m.zero() {
+			return s.verification
+		}
+	}
+	return nil
+}
+
+func (s *requestState) require(w http.ResponseWriter, r *http.Request) bool {
+	return (s.outer == nil || s.outer.require(w, r)) && s.verification.require(w, r)
+}
+
+// A verification is what one Middleware makes of one request.
+type verification struct {
 	m     *Middleware
 	param string
 	fault *Error // why there is no param
 
-	once    sync.Once
-	outcome Outcome // read only when done
-	goesOn  bool
-	done    atomic.Bool
+	mu      sync.Mutex // not held during callbacks
+	stage   stage
+	changed chan struct{} // closed at the next change of stage; nil if nobody waits for it
+	outcome Outcome       // set in stage rejecting
+	proceed bool          // likewise
+	written bool          // the answer that stands for a rejection nobody wrote is written
 }
 
-func (v *visit) require(w http.ResponseWriter, r *http.Request) bool {
-	v.once.Do(func() {
-		v.outcome = v.m.judge(r, v.param, v.fault)
-		v.goesOn = v.outcome.Allowed || !v.m.zero() && v.m.cfg.ReportOnly
-		v.done.Store(true)
-		mark, marked := r.Context().Value(gate.MarkKey{}).(*gate.Mark)
-		if marked {
-			mark.Passed.Store(v.goesOn)
-			mark.Rejected.Store(!v.goesOn)
-		}
-		if !v.goesOn {
-			v.m.reject(w, r, v.outcome)
-		}
-	})
-	if !v.done.Load() { // the first call panicked, and somebody has caught it
-		WriteRejection(w, r, Outcome{Code: ServiceUnavailable})
+type stage int
+
+const (
+	unasked   stage = iota
+	judging         // the Outcome is being found
+	rejecting       // it is known, and the rejection is being written
+	settled         // nothing more happens
+	broken          // likewise, but a panic came before the Outcome
+)
+
+// callbackKey is the key that the contexts of the verification's callbacks have.
+type callbackKey struct{ *verification }
+
+func (v *verification) known() (Outcome, bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.outcome, v.stage == rejecting || v.stage == settled
+}
+
+// require returns whether the request may proceed. The first call finds it out.
+func (v *verification) require(w http.ResponseWriter, r *http.Request) bool {
+	v.mu.Lock()
+	first := v.stage == unasked
+	if first {
+		v.stage = judging
 	}
-	return v.goesOn
+	v.mu.Unlock()
+	switch {
+	case first:
+		v.settle(w, r)
+	case r.Context().Value(callbackKey{v}) == nil: // else it would wait for itself
+		v.wait()
+	}
+
+	v.mu.Lock()
+	proceed, write := v.proceed, false
+	var o Outcome
+	switch v.stage {
+	case rejecting: // OnReject has led here, and leaves the rejection to us
+		o, write = v.outcome, !proceed && !v.written
+	case broken:
+		o, write = Outcome{Code: ServiceUnavailable}, !v.written
+	}
+	v.written = v.written || write
+	v.mu.Unlock()
+	if write {
+		WriteRejection(w, r, o)
+	}
+	return proceed
 }
 
-func (m *Middleware) reject(w http.ResponseWriter, r *http.Request, o Outcome) {
-	if m.zero() || m.cfg.OnReject == nil || o.Code == ClientCanceled {
+// settle finds out the Outcome and, if need be, writes the rejection.
+func (v *verification) settle(w http.ResponseWriter, r *http.Request) {
+	end := broken
+	defer func() { v.enter(end) }()
+	ctx := context.WithValue(r.Context(), callbackKey{v}, true)
+	o := v.m.judge(ctx, r, v.param, v.fault)
+	v.mu.Lock()
+	v.outcome = o
+	v.proceed = o.Allowed || !v.m.zero() && v.m.cfg.ReportOnly
+	v.mu.Unlock()
+	end = settled
+
+	mark, marked := ctx.Value(gate.MarkKey{}).(*gate.Mark)
+	if marked {
+		mark.Passed.Store(v.proceed)
+		mark.Rejected.Store(!v.proceed)
+	}
+	if v.proceed {
+		return
+	}
+	v.enter(rejecting)
+	if marked && mark.Rejecting != nil {
+		defer mark.Rejecting(o.Action.Status)()
+	}
+	if v.m.zero() || v.m.cfg.OnReject == nil || o.Code == ClientCanceled {
 		WriteRejection(w, r, o)
 		return
 	}
-	m.cfg.OnReject(w, r, o)
+	inner := r.WithContext(ctx)
+	defer handBack(r, inner)
+	v.m.cfg.OnReject(w, inner, o)
+}
+
+// enter begins a stage.
+func (v *verification) enter(next stage) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.stage = next
+	if v.changed != nil {
+		close(v.changed)
+		v.changed = nil
+	}
+}
+
+// wait waits until v is settled. A callback that leads here by a request that is
+// not the one it was given cannot be told from another goroutine, and would wait
+// for itself; so there is an end to it.
+func (v *verification) wait() {
+	patience := limiterPatience + time.Second
+	if !v.m.zero() {
+		patience += v.m.cfg.Timeout
+	}
+	tooLong := time.NewTimer(patience)
+	defer tooLong.Stop()
+	for {
+		v.mu.Lock()
+		if v.stage == settled || v.stage == broken {
+			v.mu.Unlock()
+			return
+		}
+		if v.changed == nil {
+			v.changed = make(chan struct{})
+		}
+		changed := v.changed
+		v.mu.Unlock()
+		select {
+		case <-changed:
+		case <-tooLong.C:
+			return
+		}
+	}
 }
 
 // extract returns the param of r, or why there is none that is fit to be sent.
@@ -351,12 +507,12 @@ func (m *Middleware) extract(r *http.Request) (string, *Error) {
 }
 
 // judge takes a request that has come with param, or with a fault in its place,
-// to its Outcome, and tells the log and the observer.
-func (m *Middleware) judge(r *http.Request, param string, fault *Error) Outcome {
-	ctx := r.Context()
+// to its Outcome, and tells the log and the observer. Its ctx is that of r, and
+// known as a callback's.
+func (m *Middleware) judge(ctx context.Context, r *http.Request, param string, fault *Error) Outcome {
 	if m.zero() {
 		o := Outcome{Code: Misconfigured, Err: &Error{Code: Misconfigured, Err: errNoMiddleware}}
-		o.Action = Policy(nil).action(o.Code, false)
+		o.Action = Policy(nil).action(o.Code, nil)
 		slog.Default().LogAttrs(ctx, slog.LevelError, "captcha: rejected, because no Middleware that New made stands before the handler",
 			slog.String("captcha.code", string(o.Code)))
 		return o
@@ -371,13 +527,15 @@ func (m *Middleware) judge(r *http.Request, param string, fault *Error) Outcome 
 	case o.SceneID == "" && !m.cfg.AnyScene:
 		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoScene}, false
 	case fault == nil:
-		o.Result, o.Duration, fault, mayOpen = m.ask(ctx, Request{Param: param, SceneID: o.SceneID})
+		o.Result, o.Duration, fault, mayOpen = m.callVerifier(ctx, Request{Param: param, SceneID: o.SceneID})
 	}
 	o.Code = o.Result.Code
 	if fault != nil {
 		o.Code, o.Err = fault.Code, fault
 	}
-	o.Action = m.cfg.Policy.action(o.Code, mayOpen)
+	o.Action = m.cfg.Policy.action(o.Code, func(l Limiter) bool {
+		return mayOpen && (l == nil || m.askLimiter(ctx, l))
+	})
 	o.Allowed = o.Action.Allow
 	o.Verified = o.Result.Passed && o.Code != T005
 
@@ -395,10 +553,15 @@ var (
 	errPanicked     = safeError{text: "the Verifier panicked"}
 )
 
-// ask asks the Verifier. With a fault there is no verdict; mayOpen says whether
-// a Policy may let the request through all the same, which it may for an error
-// that the Verifier returned.
-func (m *Middleware) ask(ctx context.Context, req Request) (result Result, took time.Duration, fault *Error, mayOpen bool) {
+// enoughTime is what a call must have had for itself, or Timeout if that is less,
+// for its lack of an answer to say something of the service. A client that sends
+// its body slowly can leave less of a deadline that the request brought along.
+const enoughTime = time.Second
+
+// callVerifier asks the Verifier. With a fault there is no verdict; mayOpen says
+// whether a Policy may let the request through all the same, which it may for an
+// error that the Verifier returned.
+func (m *Middleware) callVerifier(ctx context.Context, req Request) (result Result, took time.Duration, fault *Error, mayOpen bool) {
 	if fault := ended(ctx); fault != nil {
 		return Result{}, 0, fault, false
 	}
@@ -414,32 +577,43 @@ func (m *Middleware) ask(ctx context.Context, req Request) (result Result, took 
 			panic(v)
 		}
 		if v != nil {
-			m.panics.Do(func() {
-				m.logger().LogAttrs(ctx, slog.LevelError, "captcha: the Verifier panicked",
-					slog.String("captcha.panic", fmt.Sprintf("%T", v)), slog.String("captcha.stack", string(debug.Stack())))
-			})
+			m.logPanic(ctx, "captcha: the Verifier panicked", v, debug.Stack())
 			result, fault, mayOpen = Result{}, &Error{Code: ServiceUnavailable, Err: errPanicked}, false
 		}
 	}()
 
-	// The Verifier sees our deadline as one, but the request's as a
-	// cancellation: a client must not be able to make the service look slow.
-	parent := ctx
-	_, hasDeadline := ctx.Deadline()
-	if hasDeadline {
-		parent = context.WithoutCancel(ctx)
-	}
+	// A client that hangs up does not end the call, which would cost a
+	// connection each time: it goes on, in its place of MaxConcurrent. Only a
+	// deadline ends it, and it is one for the Verifier if it leaves enough time;
+	// else it is a cancellation, because a client must not be able to make the
+	// service look slow.
 	start := time.Now()
-	asking, cancel := context.WithDeadline(parent, start.Add(m.cfg.Timeout))
+	deadline, tooShort := start.Add(m.cfg.Timeout), false
+	if brought, ok := ctx.Deadline(); ok && brought.Before(deadline) {
+		left := brought.Sub(start)
+		m.logDeadline(ctx, left)
+		if tooShort = left < min(enoughTime, m.cfg.Timeout); !tooShort {
+			deadline = brought
+		}
+	}
+	asking, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
 	defer cancel()
-	if hasDeadline {
-		defer context.AfterFunc(ctx, cancel)()
+	if tooShort {
+		defer context.AfterFunc(ctx, func() {
+			if ctx.Err() == context.DeadlineExceeded {
+				cancel()
+			}
+		})()
 	}
 
 	defer func() { took = time.Since(start) }()
 	result, err := m.cfg.Verifier.Verify(asking, req)
+	// The request's own end comes first, whatever the Verifier says.
+	if gone := ended(ctx); gone != nil && (gone.Code == ClientCanceled || tooShort && err != nil) {
+		return Result{}, 0, gone, false
+	}
 	if err != nil {
-		return Result{}, 0, classify(ctx, asking, err), true
+		return Result{}, 0, classify(asking, err), true
 	}
 	verdict, ok := result.strict()
 	if !ok {
@@ -461,12 +635,8 @@ func ended(ctx context.Context) *Error {
 	return &Error{Code: code, Err: safeError{err.Error(), err}}
 }
 
-// classify returns the Error for one that a Verifier returned. The request's
-// own end comes first, whatever the Verifier says of it.
-func classify(ctx, asking context.Context, err error) *Error {
-	if fault := ended(ctx); fault != nil {
-		return fault
-	}
+// classify returns the Error for one that a Verifier returned.
+func classify(asking context.Context, err error) *Error {
 	e, typed := errors.AsType[*Error](err)
 	if e != nil && e.Code != ParamMissing && e.Code != ClientCanceled && e.Code.letter() == 0 {
 		if _, ours := codes[e.Code]; ours {
@@ -478,6 +648,71 @@ func classify(ctx, asking context.Context, err error) *Error {
 		code = ServiceTimeout
 	}
 	return &Error{Code: code, Err: err}
+}
+
+// limiterPatience is how long a Limiter is waited for.
+const limiterPatience = time.Second
+
+// askLimiter reports whether l lets one more request through. At most
+// MaxConcurrent calls of Limiters are under way at once, and none of them holds
+// a request for longer than limiterPatience.
+func (m *Middleware) askLimiter(ctx context.Context, l Limiter) bool {
+	select {
+	case m.limiting <- struct{}{}:
+	default:
+		m.logLimiter(ctx)
+		return false
+	}
+	type answer struct {
+		allowed  bool
+		panicked any
+		stack    []byte
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		var a answer
+		defer func() { // also if the Limiter ends its goroutine
+			if a.panicked = recover(); a.panicked != nil {
+				a.stack = debug.Stack()
+			}
+			<-m.limiting
+			answered <- a
+		}()
+		a.allowed = l.Allow()
+	}()
+	tooLong := time.NewTimer(limiterPatience)
+	defer tooLong.Stop()
+	select {
+	case a := <-answered:
+		if a.panicked != nil {
+			m.logPanic(ctx, "captcha: the Limiter panicked", a.panicked, a.stack)
+		}
+		return a.allowed
+	case <-tooLong.C:
+		m.logLimiter(ctx)
+		return false
+	}
+}
+
+func (m *Middleware) logLimiter(ctx context.Context) {
+	if isDue(&m.limiters) {
+		m.logger().LogAttrs(ctx, slog.LevelWarn, "captcha: a Limiter does not answer in time, so nobody is let through by it")
+	}
+}
+
+func (m *Middleware) logDeadline(ctx context.Context, left time.Duration) {
+	if isDue(&m.deadlines) {
+		m.logger().LogAttrs(ctx, slog.LevelWarn, "captcha: the request's own deadline leaves the call less time than Config.Timeout",
+			slog.Duration("captcha.left", left), slog.Duration("captcha.timeout", m.cfg.Timeout))
+	}
+}
+
+// logPanic logs the type and the stack of a panic, never its text.
+func (m *Middleware) logPanic(ctx context.Context, text string, v any, stack []byte) {
+	if isDue(&m.panics) {
+		m.logger().LogAttrs(ctx, slog.LevelError, text,
+			slog.String("captcha.panic", fmt.Sprintf("%T", v)), slog.String("captcha.stack", string(stack)))
+	}
 }
 
 func (m *Middleware) logger() *slog.Logger {
@@ -518,7 +753,7 @@ func (m *Middleware) log(ctx context.Context, o Outcome) {
 		{"captcha.request_id", o.Result.RequestID},
 	} {
 		if a.value != "" {
-			attrs = append(attrs, slog.String(a.key, clean(a.value)))
+			attrs = append(attrs, slog.String(a.key, printable(a.value, 128)))
 		}
 	}
 	if o.Err != nil && o.Err.Error() != "alicaptcha: "+string(o.Code) {
@@ -533,23 +768,8 @@ func (m *Middleware) log(ctx context.Context, o Outcome) {
 // severity returns the level at which an end in c is logged now.
 func (m *Middleware) severity(c Code) slog.Level {
 	level, once := c.severity()
-	if once {
-		// A flood must not drown the line that counts.
-		loud := false
-		m.loud[c].Do(func() { loud = true })
-		if !loud {
-			return slog.LevelInfo
-		}
+	if once && !isDue(m.logLimits[c]) { // a flood must not drown the line that counts
+		return slog.LevelInfo
 	}
 	return level
-}
-
-// clean makes a text from outside fit for a log: short, and printable ASCII.
-func clean(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, s[:min(len(s), 128)])
 }

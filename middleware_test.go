@@ -560,20 +560,31 @@ func TestPanickingVerifier(t *testing.T) {
 	})
 }
 
-// Which context ended decides the Code, not what the Verifier says of it.
+// Which context ended decides the Code, not what the Verifier says of it. A client
+// that hangs up does not end the call.
 func TestContexts(t *testing.T) {
-	hanging := func() *spy {
+	typed := func(err error) *spy {
 		return &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
 			<-ctx.Done()
-			return alicaptcha.Result{}, ctx.Err()
+			if err == nil {
+				err = ctx.Err()
+			}
+			return alicaptcha.Result{}, err
 		}}
 	}
-	typed := func(code alicaptcha.Code) *spy {
+	hanging := func() *spy { return typed(nil) }
+	answeringAfter := func(d time.Duration, passed bool) *spy {
 		return &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
-			<-ctx.Done()
-			return alicaptcha.Result{}, &alicaptcha.Error{Code: code}
+			select {
+			case <-time.After(d):
+				return alicaptcha.Result{Passed: passed}, nil
+			case <-ctx.Done():
+				return alicaptcha.Result{}, ctx.Err()
+			}
 		}}
 	}
+	timedOut := &alicaptcha.Error{Code: alicaptcha.ServiceTimeout}
+	unavailable := &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}
 	canceledAfter := func(d time.Duration) func(context.Context) (context.Context, context.CancelFunc) {
 		return func(ctx context.Context) (context.Context, context.CancelFunc) {
 			ctx, cancel := context.WithCancel(ctx)
@@ -584,6 +595,15 @@ func TestContexts(t *testing.T) {
 	deadlineAfter := func(d time.Duration) func(context.Context) (context.Context, context.CancelFunc) {
 		return func(ctx context.Context) (context.Context, context.CancelFunc) { return context.WithTimeout(ctx, d) }
 	}
+	both := func(ctx context.Context) (context.Context, context.CancelFunc) {
+		ctx, cancel := context.WithTimeout(ctx, 900*time.Millisecond)
+		time.AfterFunc(100*time.Millisecond, cancel)
+		return ctx, cancel
+	}
+	const (
+		second  = time.Second
+		justNot = time.Second - 1
+	)
 	for _, row := range []struct {
 		name     string
 		verifier *spy
@@ -591,28 +611,38 @@ func TestContexts(t *testing.T) {
 		timeout  time.Duration
 		want     alicaptcha.Code
 		took     time.Duration
+		end      error // of the Verifier's context when it returns
 	}{
-		{"our timeout", hanging(), context.WithCancel, 0, alicaptcha.ServiceTimeout, 5 * time.Second},
-		{"our own timeout", hanging(), context.WithCancel, time.Second, alicaptcha.ServiceTimeout, time.Second},
-		{"a longer deadline of the request", hanging(), deadlineAfter(time.Minute), time.Second, alicaptcha.ServiceTimeout, time.Second},
-		{"the client goes", hanging(), canceledAfter(time.Second), 0, alicaptcha.ClientCanceled, time.Second},
-		{"the request's deadline", hanging(), deadlineAfter(time.Second), 0, alicaptcha.Overloaded, time.Second},
-		{"the client goes, the Verifier says timeout", typed(alicaptcha.ServiceTimeout), canceledAfter(time.Second), 0, alicaptcha.ClientCanceled, time.Second},
-		{"the deadline, the Verifier says unavailable", typed(alicaptcha.ServiceUnavailable), deadlineAfter(time.Second), 0, alicaptcha.Overloaded, time.Second},
-		{"our timeout, the Verifier knows better", typed(alicaptcha.ServiceUnavailable), context.WithCancel, 0, alicaptcha.ServiceUnavailable, 5 * time.Second},
-		{"gone before", passing(), canceledAfter(0), 0, alicaptcha.ClientCanceled, 0},
-		{"past the deadline before", passing(), deadlineAfter(0), 0, alicaptcha.Overloaded, 0},
+		{"our timeout", hanging(), context.WithCancel, 0, alicaptcha.ServiceTimeout, 5 * second, context.DeadlineExceeded},
+		{"our own timeout", hanging(), context.WithCancel, second, alicaptcha.ServiceTimeout, second, context.DeadlineExceeded},
+		{"a longer deadline of the request", hanging(), deadlineAfter(time.Minute), second, alicaptcha.ServiceTimeout, second, context.DeadlineExceeded},
+		{"the client goes", hanging(), canceledAfter(second), 0, alicaptcha.ClientCanceled, 5 * second, context.DeadlineExceeded},
+		{"the client goes, and the service answers", answeringAfter(2*second, false), canceledAfter(second), 0, alicaptcha.ClientCanceled, 2 * second, nil},
+		{"the client goes, and the service passes", answeringAfter(2*second, true), canceledAfter(second), 0, alicaptcha.ClientCanceled, 2 * second, nil},
+		{"the client goes before the deadline", hanging(), both, 0, alicaptcha.ClientCanceled, 5 * second, context.DeadlineExceeded},
+		{"the request's deadline leaves a second", hanging(), deadlineAfter(second), 0, alicaptcha.ServiceTimeout, second, context.DeadlineExceeded},
+		{"the request's deadline leaves less", hanging(), deadlineAfter(justNot), 0, alicaptcha.Overloaded, justNot, context.Canceled},
+		{"the request's deadline leaves less than a short Timeout", hanging(), deadlineAfter(99 * time.Millisecond), 100 * time.Millisecond, alicaptcha.Overloaded, 99 * time.Millisecond, context.Canceled},
+		{"the request's deadline leaves a short Timeout", hanging(), deadlineAfter(100 * time.Millisecond), 100 * time.Millisecond, alicaptcha.ServiceTimeout, 100 * time.Millisecond, context.DeadlineExceeded},
+		{"little time is enough for a pass", answeringAfter(second/2, true), deadlineAfter(justNot), 0, alicaptcha.T001, second / 2, nil},
+		{"the client goes, the Verifier says timeout", typed(timedOut), canceledAfter(second), 0, alicaptcha.ClientCanceled, 5 * second, context.DeadlineExceeded},
+		{"too little, the Verifier says unavailable", typed(unavailable), deadlineAfter(justNot), 0, alicaptcha.Overloaded, justNot, context.Canceled},
+		{"the request's deadline, the Verifier knows better", typed(unavailable), deadlineAfter(second), 0, alicaptcha.ServiceUnavailable, second, context.DeadlineExceeded},
+		{"our timeout, the Verifier knows better", typed(unavailable), context.WithCancel, 0, alicaptcha.ServiceUnavailable, 5 * second, context.DeadlineExceeded},
+		{"gone before", passing(), canceledAfter(0), 0, alicaptcha.ClientCanceled, 0, nil},
+		{"past the deadline before", passing(), deadlineAfter(0), 0, alicaptcha.Overloaded, 0, nil},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				ctx, cancel := row.context(context.Background())
 				defer cancel()
 				synctest.Wait()
-				var sawDeadline bool
+				var end error
 				inner := row.verifier.do
 				row.verifier.do = func(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
 					result, err := inner(ctx, req)
-					sawDeadline = errors.Is(ctx.Err(), context.DeadlineExceeded)
+					synctest.Wait()
+					end = ctx.Err()
 					return result, err
 				}
 				start := time.Now()
@@ -622,12 +652,40 @@ func TestContexts(t *testing.T) {
 				require.Equal(t, row.want, o.Code)
 				require.Equal(t, row.took, o.Duration)
 				require.Equal(t, row.took == 0, len(row.verifier.asked()) == 0)
+				require.Equal(t, row.want == alicaptcha.T001, o.Verified)
 				opened := row.want == alicaptcha.ServiceTimeout || row.want == alicaptcha.ServiceUnavailable
-				require.Equal(t, opened, tr.called, "only an outage of the service is opened")
-				require.Equal(t, opened, sawDeadline, "the Verifier sees our timeout as a deadline, and nothing else")
+				require.Equal(t, opened || o.Verified, tr.called, "only an outage of the service is opened")
+				require.Equal(t, row.end, end)
 			})
 		})
 	}
+}
+
+// A deadline that is shorter than Timeout is said, once a minute.
+func TestShortDeadlineIsLogged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log := new(logbook)
+		m, err := alicaptcha.New(alicaptcha.Config{Verifier: passing(), SceneID: "login", Logger: slog.New(log)})
+		require.NoError(t, err)
+		check := func(d time.Duration) {
+			ctx, cancel := context.WithTimeout(t.Context(), d)
+			defer cancel()
+			require.True(t, m.Check(loginRequest().WithContext(ctx)).Verified)
+		}
+		lines := func() int { return strings.Count(log.String(), "leaves the call less time than Config.Timeout") }
+		check(5 * time.Second)
+		require.Zero(t, lines())
+		for range 10 {
+			check(3 * time.Second)
+		}
+		require.Equal(t, 1, lines())
+		require.Contains(t, log.String(), "WARN captcha: the request's own deadline")
+		require.Contains(t, log.String(), "captcha.left=3s captcha.timeout=5s")
+		time.Sleep(time.Minute)
+		check(time.Second)
+		require.Equal(t, 2, lines())
+	})
 }
 
 func TestClientCanceledHasNoBodyAndNoOnReject(t *testing.T) {

@@ -62,7 +62,7 @@ const (
 	ServiceUnavailable Code = "service_unavailable" // network, 5xx, an answer that is no verdict, open breaker
 	ServiceThrottled   Code = "service_throttled"   // over the account's limit
 	Misconfigured      Code = "misconfigured"       // credentials, permissions, activation, endpoint, scene
-	Overloaded         Code = "overloaded"          // our own limit on verifications at once, or the request's own deadline
+	Overloaded         Code = "overloaded"          // our own limit on verifications at once, or too little left of the request's own deadline
 )
 
 // Reasons that a rejected client is told. They are all it is told: the codes
@@ -112,16 +112,16 @@ var codes = map[Code]codeInfo{
 	F002: {"The service received an empty param.", actInvalid, openNever},
 	F003: {"The service received a malformed param: it was damaged or made up.", actInvalid, openNever},
 	F004: {"The scene is in test mode and fails everybody: switch test mode off in the console.", actOperator, openFreely},
-	F005: {"The scene ID does not exist: compare SceneID with the console; if only few requests end so, they were tampered with.", actOperator, openFreely},
-	F006: {"The scene ID belongs to another account: compare SceneID and the AccessKey with the console; if only few requests end so, they were tampered with.", actOperator, openFreely},
+	F005: {"The scene ID does not exist: compare SceneID with the console; if only few requests end so, they were tampered with.", actOperator, openNever},
+	F006: {"The scene ID belongs to another account: compare SceneID and the AccessKey with the console; if only few requests end so, they were tampered with.", actOperator, openNever},
 	F007: {"The verification timed out at the service.", actExpired, openFreely},
 	F008: {"The param was submitted before: a param is good for one verification.", actExpired, openNever},
 	F009: {"The service detected a virtual device or an emulator.", actRefused, openFreely},
 	F010: {"Too many requests came from one IP address.", actRateLimited, openFreely},
 	F011: {"Too many requests came from one device.", actRateLimited, openFreely},
-	F012: {"The param was made for another scene: if everybody gets this, compare SceneID with the page's; if few do, they were tampered with.", actRefused, openFreely},
+	F012: {"The param was made for another scene: if everybody gets this, compare SceneID with the page's; if few do, they were tampered with.", actRefused, openNever},
 	F013: {"The service received an incomplete param.", actInvalid, openNever},
-	F014: {"The service has no record of the challenge: it was never started, or more than 20 minutes ago.", actExpired, openFreely},
+	F014: {"The service has no record of the challenge: it was never started, or more than 20 minutes ago.", actExpired, openNever},
 	F015: {"The client failed the challenge.", actRejected, openFreely},
 	F016: {"The console's URL policy refused the page: if everybody gets this, allow the page's URL there; if few do, they were tampered with.", actRefused, openFreely},
 	F017: {"The service suspects an attack: the protocol or a parameter is anomalous.", actRejected, openFreely},
@@ -219,6 +219,11 @@ type Action struct {
 // A Limiter says whether one more request may be let through now. It must be
 // safe for concurrent use. A *rate.Limiter of golang.org/x/time/rate is one;
 // several replicas can share one that stands on a common store.
+//
+// Allow is called in a goroutine of its own. A request waits a second for its
+// answer and is then rejected, as it is if Allow panics. At most
+// Config.MaxConcurrent calls are under way at once; a request beyond that is
+// rejected without one.
 type Limiter interface{ Allow() bool }
 
 // Allow returns the Action that lets every request through.
@@ -261,8 +266,8 @@ func isNil(v any) bool {
 //
 // [New] refuses a Policy that opens a Code which a client can cause at will:
 // ParamMalformed, ParamTooLarge, RequestRefused, ServiceThrottled, Overloaded,
-// ClientCanceled, F002, F003, F008, F013 and F018. Opening ServiceTimeout,
-// ServiceUnavailable or Misconfigured needs a Limit.
+// ClientCanceled, F002, F003, F005, F006, F008, F012, F013, F014 and F018. Opening
+// ServiceTimeout, ServiceUnavailable or Misconfigured needs a Limit.
 type Policy map[Code]Action
 
 // DefaultPolicy returns a new copy of the policy that holds where a
@@ -333,16 +338,17 @@ func (p Policy) check() (Policy, []error) {
 	return checked, errs
 }
 
-// action returns the Action for c, complete. Only if mayOpen does a Policy let
-// through what is no verdict.
-func (p Policy) action(c Code, mayOpen bool) Action {
+// action returns the Action for c, complete. Where the Policy lets c through, open
+// has the last word: it is called with the Action's Limit, and if it is nil it
+// says no.
+func (p Policy) action(c Code, open func(Limiter) bool) Action {
 	def := byDefault(c)
 	a, ok := p[c]
 	if !ok {
 		a = def
 	}
 	if a.Allow {
-		if mayOpen && (a.Limit == nil || a.Limit.Allow()) {
+		if open != nil && open(a.Limit) {
 			return a
 		}
 		a = def

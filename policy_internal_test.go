@@ -15,7 +15,7 @@ func TestActionWithoutOpening(t *testing.T) {
 	}
 	for _, p := range []Policy{nil, open} {
 		for c := range codes {
-			a := p.action(c, false)
+			a := p.action(c, nil)
 			require.False(t, a.Allow, c)
 			require.GreaterOrEqual(t, a.Status, 400, c)
 		}

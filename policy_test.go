@@ -190,6 +190,7 @@ func TestOpening(t *testing.T) {
 	never := []alicaptcha.Code{
 		alicaptcha.ParamMalformed, alicaptcha.ParamTooLarge, alicaptcha.RequestRefused, alicaptcha.ServiceThrottled, alicaptcha.Overloaded, alicaptcha.ClientCanceled,
 		alicaptcha.F002, alicaptcha.F003, alicaptcha.F013, alicaptcha.F008, alicaptcha.F018,
+		alicaptcha.F005, alicaptcha.F006, alicaptcha.F012, alicaptcha.F014, // a made-up param brings them about
 	}
 	bounded := []alicaptcha.Code{alicaptcha.ServiceTimeout, alicaptcha.ServiceUnavailable, alicaptcha.Misconfigured}
 	for _, row := range policyTable {

@@ -96,7 +96,7 @@ func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
 	if o.Action != (Action{}) {
 		p = Policy{o.Code: o.Action}
 	}
-	a := p.action(o.Code, false)
+	a := p.action(o.Code, nil)
 	if a.Status < 400 || a.Status > 599 {
 		a.Status = http.StatusForbidden
 	}

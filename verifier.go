@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/netip"
 	"net/url"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -105,17 +107,17 @@ type Error struct {
 
 // Error returns a text that is safe to log: Code, Status, ServiceCode,
 // RequestID, and of Err only what this package knows to be harmless (a dial,
-// DNS, TLS or context error, or its own words). It never holds the param, a key
-// or the service's text.
+// DNS, TLS or context error, or its own words), each cut to 256 bytes and made
+// printable. It never holds the param, a key or the service's text.
 func (e *Error) Error() string {
 	if e == nil {
 		return "alicaptcha: no verdict"
 	}
 	var b strings.Builder
-	b.WriteString("alicaptcha: " + string(e.Code))
+	b.WriteString("alicaptcha: " + printable(string(e.Code), 256))
 	sep := " ("
 	add := func(s string) {
-		b.WriteString(sep + s)
+		b.WriteString(sep + printable(s, 256))
 		sep = ", "
 	}
 	if e.Status != 0 {
@@ -131,7 +133,7 @@ func (e *Error) Error() string {
 		b.WriteString(")")
 	}
 	if safe, ok := e.Err.(safeError); ok {
-		b.WriteString(": " + safe.text)
+		b.WriteString(": " + printable(safe.text, 256))
 	}
 	return b.String()
 }
@@ -152,6 +154,17 @@ type safeError struct {
 
 func (e safeError) Error() string { return "alicaptcha: " + e.text }
 func (e safeError) Unwrap() error { return e.err }
+
+// printable makes a text from outside fit to be shown: at most most bytes of
+// printable ASCII.
+func printable(s string, most int) string {
+	return strings.Map(func(r rune) rune {
+		if r < ' ' || r > '~' {
+			return '?'
+		}
+		return r
+	}, s[:min(len(s), most)])
+}
 
 // A Region is where the service's scenes were made; the widget on the page has
 // the same in its AliyunCaptchaConfig.region.
@@ -193,11 +206,12 @@ type ClientConfig struct {
 	Credential credentials.Credential
 
 	// Transport makes the connections. If nil, it is one that is tuned for
-	// this API, keeps connections for 10 s, speaks HTTP/1.1, and goes through
-	// [http.ProxyFromEnvironment]. One without a limit on connections is best:
-	// Config.MaxConcurrent bounds them. Over HTTP/2 clients that hang up can
-	// end the connection for all, and net/http may send a call again that the
-	// server has reset.
+	// this API, keeps connections for 10 s, gives a dial and a TLS handshake
+	// 5 s each, takes 64 KiB of an answer's headers, speaks HTTP/1.1, and goes
+	// through [http.ProxyFromEnvironment]. One without a limit on connections
+	// is best: Config.MaxConcurrent bounds them. It needs those two timeouts,
+	// because net/http goes on with a dial whose call has ended. Over HTTP/2
+	// net/http may send a call again that the server has reset.
 	Transport http.RoundTripper
 
 	// Logger is told when Credential gave no new keys, at error and at most
@@ -246,6 +260,10 @@ type Client struct {
 	_        [0]func()
 }
 
+// debugAtStart is what the SDK has read: it looks at DEBUG when its packages are
+// initialized, and never again.
+var debugAtStart = os.Getenv("DEBUG")
+
 // NewClient returns a Client for cfg, or an error that joins every fault of it.
 // It asks cfg.Credential for keys but sends nothing to the service.
 func NewClient(cfg ClientConfig) (*Client, error) {
@@ -282,9 +300,9 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		fault("Transport is a nil %T", transport)
 	}
 
-	for name := range strings.SplitSeq(os.Getenv("DEBUG"), ",") {
+	for name := range strings.SplitSeq(debugAtStart, ",") {
 		if name == "dara" || name == "credential" && cfg.Credential != nil {
-			errs = append(errs, fmt.Errorf("alicaptcha: the environment's DEBUG=%s makes the SDK print keys, tokens and signatures to standard output: unset it", name))
+			errs = append(errs, fmt.Errorf("alicaptcha: the program was started with DEBUG=%s in its environment, which makes the SDK print keys, tokens and signatures to standard output: unset it and restart the program", name))
 		}
 	}
 	if errs != nil {
@@ -358,23 +376,27 @@ func isLoopback(host string) bool {
 	return err == nil && addr.Unmap().IsLoopback() || strings.EqualFold(host, "localhost")
 }
 
-// newTransport returns the Transport for a ClientConfig that has none. It has
-// no timeouts of its own: the context's deadline bounds every stage of a call.
+// newTransport returns the Transport for a ClientConfig that has none. The
+// context's deadline bounds every stage of a call; the timeouts here bound what
+// net/http does detached from it, so that a call leaves nothing behind on the
+// wire: it goes on with a dial and a TLS handshake whose call has ended.
 func newTransport() *http.Transport {
-	// Not HTTP/2. There all calls share one connection, and each client that
-	// hangs up resets a stream of it; a server that counts those ends the
-	// connection, and with it the calls of everybody else.
+	// Not HTTP/2. There all calls share one connection, and each one that runs
+	// into its deadline resets a stream of it; a server that counts those ends
+	// the connection, and with it the calls of everybody else.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &http.Transport{
-		Proxy:       http.ProxyFromEnvironment,
-		DialContext: (&net.Dialer{}).DialContext,
-		Protocols:   protocols,
+		Proxy:               http.ProxyFromEnvironment,
+		DialContext:         (&net.Dialer{Timeout: defaultTimeout}).DialContext,
+		TLSHandshakeTimeout: defaultTimeout,
+		Protocols:           protocols,
 		// As many as callers: net/http keeps 2 and would open a new connection for each of the others' calls.
 		MaxIdleConnsPerHost: 512,
 		// Below what load balancers use (15 s and more): a POST on a connection
 		// that the server has just closed fails, and may not be repeated.
-		IdleConnTimeout: 10 * time.Second,
+		IdleConnTimeout:        10 * time.Second,
+		MaxResponseHeaderBytes: maxAnswerBytes,
 	}
 }
 
@@ -536,13 +558,30 @@ func (c connection) Call(req *http.Request, _ *http.Transport) (*http.Response, 
 	return nil, errTaken
 }
 
+// longBody is the length above which a call whose connection ends before an answer
+// counts as refused. A gateway that finds a param too large answers early and
+// closes, and the reset can overtake its answer; so a client could make an outage
+// by the length of its param.
+const longBody = 8 << 10
+
 func (c connection) exchange(req *http.Request) (Result, *Error) {
 	// Set by hand it also keeps a Transport from unpacking a bomb.
 	req.Header.Set("Accept-Encoding", "identity")
+	var connected atomic.Bool
+	isLong := req.ContentLength > longBody
+	if isLong {
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
+			GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+		}))
+	}
 	// Not an http.Client: that would follow redirects, with the keys' token.
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
-		return Result{}, callError(req.Context(), err)
+		e := callError(req.Context(), err)
+		if isLong && connected.Load() && e.Code == ServiceUnavailable {
+			e.Code = RequestRefused
+		}
+		return Result{}, e
 	}
 	if resp == nil || resp.Body == nil {
 		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{text: "the Transport returned neither an answer nor an error"}}
@@ -559,6 +598,10 @@ func (c connection) exchange(req *http.Request) (Result, *Error) {
 		e := callError(req.Context(), err)
 		e.Status = resp.StatusCode
 		return Result{}, e
+	}
+	if len(body) > maxAnswerBytes && resp.StatusCode == http.StatusOK {
+		// The service may repeat what a client sent. That is no outage.
+		return Result{}, &Error{Code: RequestRefused, Status: resp.StatusCode, Err: safeError{text: "the answer is too long"}}
 	}
 	if err != nil || len(body) > maxAnswerBytes {
 		body = nil
@@ -807,9 +850,9 @@ const (
 
 // A keyring has the keys of a Client.
 type keyring struct {
-	source credentials.Credential // nil: the keys never change
-	logger *slog.Logger           // nil: slog.Default
-	loud   rate.Sometimes         // when a failure is logged
+	source   credentials.Credential // nil: the keys never change
+	logger   *slog.Logger           // nil: slog.Default
+	logLimit rate.Sometimes         // when a failure is logged
 
 	mu         sync.Mutex
 	key        accessKey
@@ -839,7 +882,7 @@ func newKeyring(cfg ClientConfig, fault func(format string, args ...any)) *keyri
 			fault("Credential gave no keys: %w", err)
 		}
 		now := time.Now()
-		return &keyring{source: cfg.Credential, logger: cfg.Logger, loud: rate.Sometimes{Interval: time.Minute}, key: key, got: now, asked: now}
+		return &keyring{source: cfg.Credential, logger: cfg.Logger, logLimit: rate.Sometimes{Interval: time.Minute}, key: key, got: now, asked: now}
 	}
 
 	fields := []struct{ name, variable, value string }{
@@ -971,9 +1014,7 @@ func (k *keyring) renew() {
 
 // logFailure logs err, which shows nothing of what the source said.
 func (k *keyring) logFailure(err error) {
-	now := false
-	k.loud.Do(func() { now = true })
-	if now {
+	if isDue(&k.logLimit) {
 		k.log().Error("captcha: the Credential gave no new keys, the old ones serve on until they end", "captcha.error", err.Error())
 	}
 }

@@ -15,4 +15,8 @@ type MarkKey struct{}
 type Mark struct {
 	Rejected atomic.Bool // a rejection was written
 	Passed   atomic.Bool // the next handler was called, or Require returned true
+
+	// Rejecting, if not nil, is called before a rejection of that status is
+	// written, and what it returns afterwards.
+	Rejecting func(status int) (written func())
 }
