@@ -424,10 +424,14 @@ func (v *verification) settle(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	v.enter(rejecting)
-	if marked && mark.Rejecting != nil {
-		defer mark.Rejecting(o.Action.Status)()
+	byUs, status := v.m.zero() || v.m.cfg.OnReject == nil || o.Code == ClientCanceled, 0
+	if byUs {
+		status = o.Action.Status
 	}
-	if v.m.zero() || v.m.cfg.OnReject == nil || o.Code == ClientCanceled {
+	if marked && mark.Rejecting != nil {
+		defer mark.Rejecting(status)()
+	}
+	if byUs {
 		WriteRejection(w, r, o)
 		return
 	}

@@ -33,6 +33,21 @@ func TestAssertProtectedByMiddleware(t *testing.T) {
 	reportOnly := newMiddleware(t, alicaptcha.Config{ReportOnly: true})
 	open := newMiddleware(t, alicaptcha.Config{Policy: alicaptcha.Policy{alicaptcha.ParamMissing: alicaptcha.Allow()}})
 	oddAnswer := newMiddleware(t, alicaptcha.Config{OnReject: func(http.ResponseWriter, *http.Request, alicaptcha.Outcome) {}})
+	teapot := newMiddleware(t, alicaptcha.Config{OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) {
+		w.WriteHeader(http.StatusTeapot)
+	}})
+	polite := newMiddleware(t, alicaptcha.Config{OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) {
+		io.WriteString(w, `{"code":40001}`)
+	}})
+	inOrder := func(handlers ...http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			for _, h := range handlers {
+				h.ServeHTTP(w, r)
+			}
+		})
+	}
+	writes := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "welcome") })
+	flushes := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.(http.Flusher).Flush() })
 	ok := status(200)
 	requires := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if alicaptcha.Require(w, r) {
@@ -54,6 +69,21 @@ func TestAssertProtectedByMiddleware(t *testing.T) {
 		"ReportOnly":                  {reportOnly.Handler(ok), "let a request without a param through"},
 		"Deferred ReportOnly":         {reportOnly.Deferred(requires), "let a request without a param through"},
 		"ParamMissing allowed":        {open.Handler(ok), "let a request without a param through"},
+		"handler before the gate":     {inOrder(status(200), gate.Handler(ok)), "written before the rejection (status 200)"},
+		"body before the gate":        {inOrder(writes, gate.Handler(ok)), "written before the rejection (status 200)"},
+		"flush before the gate":       {inOrder(flushes, gate.Handler(ok)), "written before the rejection (status 200)"},
+		"early hints only":            {inOrder(status(103), gate.Handler(ok)), ""},
+		"handler after the rejection": {inOrder(gate.Handler(ok), writes), "the answer is not the rejection (status 400)"},
+		"Require ignored": {gate.Deferred(inOrder(requires, writes)),
+			"the answer is not the rejection (status 400)"},
+		"kept back, before": {http.TimeoutHandler(inOrder(status(200), gate.Handler(ok)), time.Minute, ""),
+			"the answer is not the rejection (status 200)"},
+		"kept back, another's 401": {http.TimeoutHandler(inOrder(status(401), gate.Handler(ok)), time.Minute, ""),
+			"the answer is not the rejection (status 401)"},
+		"kept back, OnReject": {http.TimeoutHandler(teapot.Handler(ok), time.Minute, ""), ""},
+		"kept back, before OnReject": {http.TimeoutHandler(inOrder(status(200), teapot.Handler(ok)), time.Minute, ""),
+			"the answer is not the rejection (status 200)"},
+		"OnReject with 200":           {polite.Handler(ok), ""},
 		"let through, then forbidden": {open.Handler(status(403)), "let a request without a param through (status 403)"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -22,10 +22,12 @@ type TestingT interface {
 // all were rejected; no routes at all are an error too.
 //
 // It does not go by the status of the answer, which others can write too, but
-// asks the middleware what it did. The body is empty, of type application/json.
-// A route behind a login is reported, because the login answers first: give
-// AssertProtected a handler without it. What a Deferred handler does after
-// Require said no, it does not see.
+// asks the middleware what it did, and reports a route where anything was written
+// before the rejection or added to it: there the handler runs before the gate, or
+// does not heed what Require returned. The body is empty, of type
+// application/json. A route behind a login is reported, because the login answers
+// first: give AssertProtected a handler without it. A handler that runs in spite
+// of the rejection and writes nothing, it does not see.
 func AssertProtected(t TestingT, h http.Handler, routes ...string) bool {
 	t.Helper()
 	if len(routes) == 0 {
@@ -44,7 +46,13 @@ func AssertProtected(t TestingT, h http.Handler, routes ...string) bool {
 
 // probe returns what is wrong with route, or nothing.
 func probe(h http.Handler, route string) (fault string) {
-	var mark gate.Mark
+	w := &recorder{ResponseRecorder: httptest.NewRecorder()}
+	var before, rejection written
+	expected := 0
+	mark := gate.Mark{Rejecting: func(status int) func() {
+		before, expected = w.written(), status
+		return func() { rejection = w.written() }
+	}}
 	r, err := newRequest(context.WithValue(context.Background(), gate.MarkKey{}, &mark), route)
 	if err != nil {
 		return err.Error()
@@ -55,16 +63,57 @@ func probe(h http.Handler, route string) (fault string) {
 			fault = fmt.Sprintf("the handler panicked: %v", v)
 		}
 	}()
-	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
+	got := w.written()
+	// A middleware in between may keep the answer back, and then write it as a whole.
+	keptBack := got.wrote && !rejection.wrote
 	switch {
 	case mark.Passed.Load():
 		return fmt.Sprintf("the gate let a request without a param through (status %d): ReportOnly is on, or the Policy allows ParamMissing", w.Code)
 	case !mark.Rejected.Load():
 		return fmt.Sprintf("no gate was asked (status %d): %s", w.Code, hint(w.Code))
+	case before.wrote:
+		return fmt.Sprintf("an answer was written before the rejection (status %d): the handler runs before the gate", before.status)
+	case rejection.wrote && got != rejection, keptBack && expected != 0 && got.status != expected, keptBack && expected == 0 && got.status < 300:
+		return fmt.Sprintf("the answer is not the rejection (status %d): the handler wrote to it, or somebody replaced it", got.status)
 	}
 	return ""
 }
+
+// A recorder also tells whether anything was written.
+type recorder struct {
+	*httptest.ResponseRecorder
+	wrote bool
+}
+
+func (r *recorder) WriteHeader(status int) {
+	r.wrote = r.wrote || status >= 200
+	r.ResponseRecorder.WriteHeader(status)
+}
+
+func (r *recorder) Write(p []byte) (int, error) {
+	r.wrote = true
+	return r.ResponseRecorder.Write(p)
+}
+
+func (r *recorder) WriteString(s string) (int, error) {
+	r.wrote = true
+	return r.ResponseRecorder.WriteString(s)
+}
+
+func (r *recorder) Flush() {
+	r.wrote = true
+	r.ResponseRecorder.Flush()
+}
+
+// A written is what was written so far.
+type written struct {
+	wrote  bool
+	status int
+	body   string
+}
+
+func (r *recorder) written() written { return written{r.wrote, r.Code, r.Body.String()} }
 
 func hint(status int) string {
 	switch {

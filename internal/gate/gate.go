@@ -17,6 +17,7 @@ type Mark struct {
 	Passed   atomic.Bool // the next handler was called, or Require returned true
 
 	// Rejecting, if not nil, is called before a rejection of that status is
-	// written, and what it returns afterwards.
+	// written, and what it returns afterwards. The status is 0 if an OnReject
+	// chooses it.
 	Rejecting func(status int) (written func())
 }

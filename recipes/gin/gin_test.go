@@ -2,6 +2,7 @@ package gin_test
 
 import (
 	"bytes"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"testing"
@@ -168,3 +169,20 @@ func TestRecoveryLogsHeaders(t *testing.T) {
 	gatetest.Do(t, req)
 	require.Contains(t, logged.String(), param)
 }
+
+// A gate that stands after the handler protects nothing, and AssertProtected says
+// so.
+func TestGateAfterTheHandler(t *testing.T) {
+	captcha := gatetest.Start(t).Gate(t)
+	r := gin.New()
+	r.POST("/login", ok, recipe.Gate(captcha.Handler))
+	var found report
+	require.False(t, alicaptchatest.AssertProtected(&found, r, "POST /login"))
+	require.Contains(t, found.text, "the handler runs before the gate")
+}
+
+// A report is an alicaptchatest.TestingT.
+type report struct{ text string }
+
+func (*report) Helper()                             {}
+func (r *report) Errorf(format string, args ...any) { r.text += fmt.Sprintf(format, args...) }
