@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -55,6 +56,7 @@ func (s *Service) Config() alicaptcha.Config {
 	return alicaptcha.Config{
 		Verifier: s,
 		SceneID:  "login",
+		Timeout:  time.Second, // that is how long a call to a service that hangs goes on
 		Observe:  func(_ context.Context, o alicaptcha.Outcome) { s.Outcomes <- o },
 		Logger:   slog.New(slog.DiscardHandler),
 	}
