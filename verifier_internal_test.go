@@ -262,3 +262,43 @@ func clientDeref(s *string) string {
 	}
 	return *s
 }
+
+// net/http goes on with a TLS handshake whose call has ended. Against an endpoint
+// that never finishes one, it stays behind for 5 s and no longer.
+func TestTransportEndsHandshakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		listener := newClientPipes()
+		defer listener.Close()
+		var open atomic.Int64
+		go func() {
+			for {
+				conn, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				open.Add(1)
+				go func() {
+					io.Copy(io.Discard, conn)
+					open.Add(-1)
+				}()
+			}
+		}()
+		transport := newTransport()
+		transport.DialContext = listener.dial
+		client, err := NewClient(ClientConfig{
+			Endpoint: "https://127.0.0.1", AccessKeyID: "id", AccessKeySecret: "secret", Transport: transport,
+		})
+		require.NoError(t, err)
+		for range 200 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+			_, err := client.Verify(ctx, Request{Param: "x"})
+			cancel()
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+		}
+		synctest.Wait()
+		require.EqualValues(t, 200, open.Load())
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		require.Zero(t, open.Load())
+	})
+}
