@@ -5,8 +5,6 @@ import (
 	"bytes"
 	"errors"
 	"io"
-	"maps"
-	"math"
 	"mime"
 	"mime/multipart"
 	"mime/quotedprintable"
@@ -16,7 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"unicode/utf8"
 
 	"github.com/go-json-experiment/json/jsontext"
@@ -410,127 +407,4 @@ func findJSON(dec *jsontext.Decoder, paths []path, level int) (string, error) {
 		return "", bodyError(err)
 	}
 	return "", nil
-}
-
-// extract returns what the first of extractors finds that finds something. It
-// leaves r as if nobody had read it, whatever they do: r.Body has every byte,
-// and no form is parsed that was not before.
-func extract(r *http.Request, extractors []Extractor, limit int) (string, error) {
-	body := r.Body
-	if body == nil || body == http.NoBody {
-		return extractAny(r, extractors)
-	}
-	rec := &recording{src: body, limit: min(limit, math.MaxInt-1), size: r.ContentLength}
-	r.Body = rec
-	param, err := extractAny(r, extractors)
-	r.Body = rec.replay()
-	if param == "" && rec.tooLarge != nil {
-		err = rec.tooLarge // a parser may have made another error of it, or an end
-	}
-	return param, err
-}
-
-func extractAny(r *http.Request, extractors []Extractor) (param string, err error) {
-	for _, extractor := range extractors {
-		if param, err = extractOne(r, extractor); param != "" || err != nil {
-			break
-		}
-	}
-	return param, err
-}
-
-func extractOne(r *http.Request, extractor Extractor) (string, error) {
-	body, form, postForm, multipartForm := r.Body, r.Form, r.PostForm, r.MultipartForm
-	// Parsing a multipart form would add to what is there.
-	r.Form, r.PostForm = maps.Clone(form), maps.Clone(postForm)
-	defer func() {
-		if parsed := r.MultipartForm; parsed != nil && parsed != multipartForm {
-			parsed.RemoveAll() // its temporary files would outlive the request
-		}
-		r.Body, r.Form, r.PostForm, r.MultipartForm = body, form, postForm, multipartForm
-		if rec, ok := body.(*recording); ok && !rec.replaying {
-			rec.pos = 0
-		}
-	}()
-	return extractor(r)
-}
-
-// A recording is a body that is read twice: by extractors, who get limit bytes
-// at most and whose reading is recorded, and then by the handler, who gets the
-// record and the rest of src. Nothing of it is pooled, because a handler may
-// keep it.
-type recording struct {
-	src       io.ReadCloser
-	limit     int
-	size      int64  // announced by the client, so not to be trusted
-	buf       []byte // what was read of src while recording, one byte over limit at most
-	pos       int    // in buf, of the next byte to give
-	err       error  // by which src ended while recording
-	tooLarge  *http.MaxBytesError
-	replaying bool
-	closed    atomic.Bool // a handler may close while it reads, as http.Transport does
-}
-
-// replay ends the recording and returns the body for the handler.
-func (b *recording) replay() io.ReadCloser {
-	if len(b.buf) == 0 && b.err == nil {
-		return b.src // nobody has read it
-	}
-	b.replaying = true
-	return b
-}
-
-func (b *recording) Read(p []byte) (int, error) {
-	if b.replaying {
-		if b.closed.Load() {
-			return 0, http.ErrBodyReadAfterClose
-		}
-		if b.pos == len(b.buf) && b.err == nil {
-			return b.src.Read(p)
-		}
-	} else if b.pos == len(b.buf) && b.pos <= b.limit && b.err == nil && len(p) > 0 {
-		b.record()
-	}
-	end := len(b.buf)
-	if !b.replaying {
-		end = min(end, b.limit)
-	}
-	if b.pos < end || len(p) == 0 {
-		n := copy(p, b.buf[b.pos:end])
-		b.pos += n
-		return n, nil
-	}
-	if end < len(b.buf) {
-		b.tooLarge = &http.MaxBytesError{Limit: int64(b.limit)}
-		return 0, b.tooLarge
-	}
-	return 0, b.err
-}
-
-// record reads src once, as much as it gives. One byte over the limit tells a
-// body that ends there from one that goes on.
-func (b *recording) record() {
-	if len(b.buf) == cap(b.buf) {
-		grown := 2 * len(b.buf)
-		if grown == 0 {
-			// Enough for a login's body at once, but no memory for a promise.
-			grown = int(min(max(b.size+1, 512), 4096))
-		}
-		b.buf = slices.Grow(b.buf, min(grown, b.limit+1)-len(b.buf))
-	}
-	free := b.buf[len(b.buf):min(cap(b.buf), b.limit+1)]
-	n, err := b.src.Read(free)
-	b.buf = b.buf[:len(b.buf)+n]
-	b.err = err
-	b.tooLarge, _ = errors.AsType[*http.MaxBytesError](err) // an outer http.MaxBytesReader's
-}
-
-// Close closes the body for the handler. An extractor that closes it, as a
-// habit, must not.
-func (b *recording) Close() error {
-	if !b.replaying {
-		return nil
-	}
-	b.closed.Store(true)
-	return b.src.Close()
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
-	"reflect"
 	"slices"
 	"time"
 )
@@ -247,19 +246,6 @@ func Reject(status int) Action { return Action{Status: status} }
 type never struct{}
 
 func (never) Allow() bool { return false }
-
-// isNil also finds a nil pointer inside the interface, whose Allow would panic
-// at the first outage.
-func isNil(v any) bool {
-	if v == nil {
-		return true
-	}
-	switch rv := reflect.ValueOf(v); rv.Kind() {
-	case reflect.Pointer, reflect.Func, reflect.Map, reflect.Chan, reflect.Slice:
-		return rv.IsNil()
-	}
-	return false
-}
 
 // A Policy says what to do for each Code. It holds only what differs from
 // [DefaultPolicy].

@@ -1,0 +1,323 @@
+package alicaptcha
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"encoding/xml"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+
+	"github.com/go-json-experiment/json/jsontext"
+)
+
+// answerKey is the context's key of the *answer that a call fills.
+type answerKey struct{}
+
+// An answer is what connection made of the service's.
+type answer struct {
+	taken  bool
+	result Result
+	err    *Error
+}
+
+// errTaken ends the SDK's part in a call: it never sees an answer.
+var errTaken = errors.New("alicaptcha: the answer was read elsewhere")
+
+// connection is the SDK's HttpClient.
+type connection struct{ transport http.RoundTripper }
+
+// Call sends req and reads the answer into the context's *answer. It has no use
+// for the SDK's transport.
+func (c connection) Call(req *http.Request, _ *http.Transport) (*http.Response, error) {
+	a := req.Context().Value(answerKey{}).(*answer)
+	a.taken = true
+	a.result, a.err = c.exchange(req)
+	return nil, errTaken
+}
+
+// maxAnswerBytes is how much of an answer is read. A verdict has 200 bytes.
+const maxAnswerBytes = 64 << 10
+
+// longBody is the length above which a call whose connection ends before an answer
+// counts as refused. A gateway that finds a param too large answers early and
+// closes, and the reset can overtake its answer; so a client could make an outage
+// by the length of its param.
+const longBody = 8 << 10
+
+func (c connection) exchange(req *http.Request) (Result, *Error) {
+	// Set by hand it also keeps a Transport from unpacking a bomb.
+	req.Header.Set("Accept-Encoding", "identity")
+	var connected atomic.Bool
+	isLong := req.ContentLength > longBody
+	if isLong {
+		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
+			GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+		}))
+	}
+	// Not an http.Client: that would follow redirects, with the keys' token.
+	resp, err := c.transport.RoundTrip(req)
+	if err != nil {
+		e := callError(req.Context(), err)
+		if isLong && connected.Load() && e.Code == ServiceUnavailable {
+			e.Code = RequestRefused
+		}
+		return Result{}, e
+	}
+	if resp == nil || resp.Body == nil {
+		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{text: "the Transport returned neither an answer nor an error"}}
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		return readAnswer(resp.StatusCode, nil) // its body is the connection, which no deadline ends
+	}
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
+	// A refusal is one by its status alone: a gateway that cuts off what it
+	// finds too large must not look like an outage.
+	refused := resp.StatusCode >= 400 && resp.StatusCode <= 499
+	if err != nil && !refused {
+		e := callError(req.Context(), err)
+		e.Status = resp.StatusCode
+		return Result{}, e
+	}
+	if len(body) > maxAnswerBytes && resp.StatusCode == http.StatusOK {
+		// The service may repeat what a client sent. That is no outage.
+		return Result{}, &Error{Code: RequestRefused, Status: resp.StatusCode, Err: safeError{text: "the answer is too long"}}
+	}
+	if err != nil || len(body) > maxAnswerBytes {
+		body = nil
+	}
+	return readAnswer(resp.StatusCode, body)
+}
+
+// callError returns the Error for a call that got no answer.
+func callError(ctx context.Context, err error) *Error {
+	if cause := ctx.Err(); cause != nil {
+		code := ServiceTimeout
+		if errors.Is(cause, context.Canceled) {
+			code = ClientCanceled
+		}
+		return &Error{Code: code, Err: safeError{cause.Error(), cause}}
+	}
+	e := &Error{Code: ServiceUnavailable, Err: err}
+	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
+		e.Code = ServiceTimeout
+	}
+	if isExhausted(err) {
+		e.Code = Overloaded
+	}
+	// Only these texts are known to hold nothing but addresses and the fault.
+	safe := func(text string) { e.Err = safeError{text, err} }
+	if dns, ok := errors.AsType[*net.DNSError](err); ok {
+		safe(dns.Error())
+	} else if op, ok := errors.AsType[*net.OpError](err); ok {
+		if inner, ok := errors.AsType[*net.OpError](op.Err); ok {
+			op = inner // of a proxy
+		}
+		errno, isErrno := errors.AsType[syscall.Errno](op.Err)
+		switch {
+		case op.Op == "dial" || op.Op == "remote error" || op.Op == "local error": // the last two are TLS alerts
+			safe(op.Error())
+		case isErrno:
+			safe(op.Op + ": " + errno.Error())
+		}
+	} else if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		safe(cert.Error())
+	} else if record, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		safe(record.Msg)
+	} else if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		safe("the connection was closed before the end of the answer")
+	}
+	return e
+}
+
+// isExhausted reports whether err says that this machine has no more sockets or
+// memory, which its clients can bring about.
+func isExhausted(err error) bool {
+	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	dns, ok := errors.AsType[*net.DNSError](err) // has only the text
+	return ok && strings.Contains(dns.Err, syscall.EMFILE.Error())
+}
+
+// misconfigured are the beginnings of the Codes by which the service says that
+// the operator has to act.
+var misconfigured = []string{
+	"InvalidAccessKeyId", "Signature", "IncompleteSignature", "InvalidSecurityToken", "MissingSecurityToken",
+	"InvalidTimeStamp", "IllegalTimestamp", "InvalidAction", "InvalidVersion", "Forbidden", "NoPermission",
+}
+
+// readAnswer reads the service's answer: the verdict, or the Error that says
+// why it is none.
+func readAnswer(status int, body []byte) (Result, *Error) {
+	doc, err := parseDocument(body)
+	if err != nil {
+		// The service may repeat what a client sent. That must neither make an
+		// outage of its refusal, nor is a pass believed that is not strict.
+		doc, err = parseDocument(body, jsontext.AllowInvalidUTF8(true))
+		switch {
+		case err == nil && doc.result.Passed && status == http.StatusOK:
+			return Result{}, &Error{Code: RequestRefused, Status: status}
+		case err != nil:
+			doc = document{}
+			if status != http.StatusOK {
+				doc.fromXML(body)
+			}
+		}
+	}
+	if status == http.StatusOK && doc.success == jsontext.KindTrue && doc.code == "Success" && doc.hasVerdict {
+		if result, ok := doc.result.strict(); ok {
+			result.RequestID = token(doc.requestID)
+			return result, nil
+		}
+	}
+
+	e := &Error{Status: status, ServiceCode: token(doc.code), RequestID: token(doc.requestID)}
+	startsWith := func(prefix string) bool { return strings.HasPrefix(doc.code, prefix) }
+	switch {
+	case startsWith("Throttling") || status == http.StatusTooManyRequests:
+		e.Code = ServiceThrottled
+	case slices.ContainsFunc(misconfigured, startsWith):
+		e.Code = Misconfigured
+	case status >= 400 && status <= 499 || status == http.StatusOK && doc.success == jsontext.KindFalse:
+		e.Code = RequestRefused
+	default:
+		e.Code = ServiceUnavailable
+	}
+	return Result{}, e
+}
+
+// token returns s if it has the shape of the service's Codes and IDs. A gateway
+// in between could put anything there, and Error.Error shows it.
+func token(s string) string {
+	odd := func(r rune) bool { return notInHost(r) && r != '_' || r == ':' }
+	if len(s) > 64 || strings.ContainsFunc(s, odd) {
+		return ""
+	}
+	return s
+}
+
+// A document is the service's answer, as far as we read it.
+type document struct {
+	code, requestID string
+	success         jsontext.Kind
+	hasVerdict      bool // VerifyResult is there and a boolean
+	result          Result
+}
+
+// The members that a document has of ours. One whose name differs from them in
+// case only makes it unreadable: somebody else might take it for ours.
+var (
+	documentNames = []string{"RequestId", "Code", "Success", "Result", "Message"}
+	resultNames   = []string{"VerifyResult", "VerifyCode", "CertifyId"}
+)
+
+var errUnreadable = errors.New("alicaptcha: the answer is not of the service's form")
+
+// parseDocument reads body strictly: one JSON object, no name twice, each
+// member of its own type.
+func parseDocument(body []byte, opts ...jsontext.Options) (document, error) {
+	var doc document
+	dec := jsontext.NewDecoder(bytes.NewReader(body), opts...)
+	err := readObject(dec, documentNames, func(name string) (err error) {
+		switch name {
+		case "RequestId":
+			doc.requestID, err = readStringOrNull(dec)
+		case "Code":
+			doc.code, err = readString(dec)
+		case "Success":
+			doc.success = dec.PeekKind()
+			err = dec.SkipValue()
+		case "Result":
+			err = readObject(dec, resultNames, func(name string) (err error) {
+				switch name {
+				case "VerifyResult":
+					kind := dec.PeekKind()
+					doc.hasVerdict = kind == jsontext.KindTrue || kind == jsontext.KindFalse
+					doc.result.Passed = kind == jsontext.KindTrue
+					err = dec.SkipValue()
+				case "VerifyCode":
+					var code string
+					if code, err = readString(dec); err == nil && code == "" {
+						err = errUnreadable // only a missing one is an older service's
+					}
+					doc.result.Code = Code(code)
+				case "CertifyId":
+					doc.result.CertifyID, err = readStringOrNull(dec)
+				default:
+					err = dec.SkipValue()
+				}
+				return err
+			})
+		default:
+			err = dec.SkipValue()
+		}
+		return err
+	})
+	if err != nil {
+		return document{}, err
+	}
+	if _, err := dec.ReadToken(); err != io.EOF {
+		return document{}, errUnreadable
+	}
+	return doc, nil
+}
+
+// readObject calls member for each name of the object that comes next; member
+// reads the value.
+func readObject(dec *jsontext.Decoder, known []string, member func(name string) error) error {
+	if tok, err := dec.ReadToken(); err != nil || tok.Kind() != jsontext.KindBeginObject {
+		return errors.Join(errUnreadable, err)
+	}
+	for dec.PeekKind() == jsontext.KindString {
+		tok, err := dec.ReadToken()
+		if err != nil {
+			return err
+		}
+		name := tok.String()
+		if slices.ContainsFunc(known, func(k string) bool { return k != name && strings.EqualFold(k, name) }) {
+			return errUnreadable
+		}
+		if err := member(name); err != nil {
+			return err
+		}
+	}
+	_, err := dec.ReadToken()
+	return err
+}
+
+func readString(dec *jsontext.Decoder) (string, error) {
+	if dec.PeekKind() != jsontext.KindString {
+		return "", errUnreadable
+	}
+	tok, err := dec.ReadToken()
+	if err != nil {
+		return "", err
+	}
+	return tok.String(), nil
+}
+
+func readStringOrNull(dec *jsontext.Decoder) (string, error) {
+	if dec.PeekKind() == jsontext.KindNull {
+		return "", dec.SkipValue()
+	}
+	return readString(dec)
+}
+
+// fromXML takes Code and RequestId from a gateway's error in XML, if it is one.
+func (doc *document) fromXML(body []byte) {
+	var e struct{ Code, RequestId string }
+	if xml.Unmarshal(body, &e) == nil {
+		doc.code, doc.requestID = e.Code, e.RequestId
+	}
+}
