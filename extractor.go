@@ -136,9 +136,9 @@ func isJSON(kind string) bool {
 }
 
 var (
-	errEncoded = errors.New("alicaptcha: the body is compressed")
-	errBody    = errors.New("alicaptcha: the body cannot be read as its Content-Type says")
-	errValue   = errors.New("alicaptcha: the field is not a string")
+	errEncoded = safeError{text: "the body is compressed"}
+	errBody    = safeError{text: "the body cannot be read as its Content-Type says"}
+	errValue   = safeError{text: "the field is not a string"}
 )
 
 // bodyError returns what an Extractor tells of err: a parser's own text would

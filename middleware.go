@@ -269,10 +269,6 @@ func (m *Middleware) extract(r *http.Request) (string, *Error) {
 		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 			return "", &Error{Code: ParamTooLarge, Err: safeError{fmt.Sprintf("not found in the first %d bytes of the body", tooLarge.Limit), err}}
 		}
-		switch err {
-		case errEncoded, errBody, errValue: // our own words
-			err = safeError{strings.TrimPrefix(err.Error(), "alicaptcha: "), err}
-		}
 		return "", &Error{Code: ParamMalformed, Err: err}
 	}
 	switch {

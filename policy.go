@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/http"
 	"slices"
 	"time"
 )
@@ -328,20 +329,26 @@ func (p Policy) check() (Policy, []error) {
 // has the last word: it is called with the Action's Limit, and if it is nil it
 // says no.
 func (p Policy) action(c Code, open func(Limiter) bool) Action {
-	def := byDefault(c)
 	a, ok := p[c]
 	if !ok {
-		a = def
+		a = byDefault(c)
 	}
+	if a.Allow && open != nil && open(a.Limit) {
+		return a
+	}
+	return a.rejection(c)
+}
+
+// rejection returns a as a complete rejection for c. An Action that lets through
+// becomes the default rejection.
+func (a Action) rejection(c Code) Action {
+	def := byDefault(c)
 	if a.Allow {
-		if open != nil && open(a.Limit) {
-			return a
-		}
 		a = def
 		a.Allow = false
 	}
 	if a.Status == 0 {
-		a.Status = 403
+		a.Status = http.StatusForbidden
 	}
 	if a.Reason == "" {
 		a.Reason = def.Reason

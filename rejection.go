@@ -92,11 +92,11 @@ var languages = language.NewMatcher([]language.Tag{language.English, language.Si
 // It is what a Config without OnReject uses. It always rejects, also an Outcome
 // that is Allowed; what o.Action leaves out, or all of it, is the default.
 func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
-	var p Policy
-	if o.Action != (Action{}) {
-		p = Policy{o.Code: o.Action}
+	a := o.Action
+	if a == (Action{}) {
+		a = byDefault(o.Code)
 	}
-	a := p.action(o.Code, nil)
+	a = a.rejection(o.Code)
 	if a.Status < 400 || a.Status > 599 {
 		a.Status = http.StatusForbidden
 	}
