@@ -414,8 +414,8 @@ func ended(ctx context.Context) *Error {
 // classify returns the Error for one that a Verifier returned.
 func classify(asking context.Context, err error) *Error {
 	e, typed := errors.AsType[*Error](err)
-	if e != nil && e.Code != ParamMissing && e.Code != ClientCanceled && e.Code.letter() == 0 {
-		if _, ours := codes[e.Code]; ours {
+	if e != nil && e.Code != ParamMissing && e.Code != ClientCanceled && e.Code.Known() {
+		if _, verdict := e.Code.Verdict(); !verdict {
 			return e
 		}
 	}

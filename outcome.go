@@ -36,8 +36,8 @@ func FromContext(ctx context.Context) (Outcome, bool) {
 
 func (m *Middleware) log(ctx context.Context, o Outcome) {
 	level, text := slog.LevelDebug, "captcha: passed"
-	switch _, known := codes[o.Code]; {
-	case o.Allowed && o.Verified && !known:
+	switch {
+	case o.Allowed && o.Verified && !o.Code.Known():
 		level, text = slog.LevelWarn, "captcha: passed with a code that this version does not know"
 	case o.Allowed && o.Verified:
 	case o.Allowed && o.Result.Passed: // test mode, by the operator's word

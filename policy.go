@@ -152,13 +152,14 @@ func (c Code) Description() string {
 	if info, ok := codes[c]; ok {
 		return info.about
 	}
-	switch c.letter() {
-	case 'T':
+	switch passed, ok := c.Verdict(); {
+	case !ok:
+		return "Not a code of this package or of the service."
+	case passed:
 		return "The service passed the param with a code that this version does not know."
-	case 'F':
+	default:
 		return "The service refused the param with a code that this version does not know."
 	}
-	return "Not a code of this package or of the service."
 }
 
 // severity returns the level at which a rejection for c is logged. Where once is
@@ -176,17 +177,26 @@ func (c Code) severity() (level slog.Level, once bool) {
 	return slog.LevelInfo, false
 }
 
-// letter returns 'T' or 'F' where c has the shape of a VerifyCode, else 0.
-func (c Code) letter() byte {
+// Known reports whether c is one of the constants of this package. The service
+// adds codes from time to time, so a code that is not may still be a verdict.
+func (c Code) Known() bool {
+	_, known := codes[c]
+	return known
+}
+
+// Verdict reports what c says by its letter: passed is true for T and three digits
+// and false for F and three digits. For any other code, such as those for an end
+// without a verdict, ok is false.
+func (c Code) Verdict() (passed, ok bool) {
 	if len(c) != 4 || c[0] != 'T' && c[0] != 'F' {
-		return 0
+		return false, false
 	}
 	for i := 1; i < 4; i++ {
 		if c[i] < '0' || c[i] > '9' {
-			return 0
+			return false, false
 		}
 	}
-	return c[0]
+	return c[0] == 'T', true
 }
 
 // An Action is what to do with a request. The zero Action rejects it with
@@ -273,13 +283,14 @@ func byDefault(c Code) Action {
 	if info, ok := codes[c]; ok {
 		return info.def
 	}
-	switch c.letter() {
-	case 'T':
+	switch passed, ok := c.Verdict(); {
+	case !ok:
+		return Action{}
+	case passed:
 		return Allow()
-	case 'F':
+	default:
 		return actRejected
 	}
-	return Action{}
 }
 
 // check returns a copy of p that action can use, and every fault of p.
@@ -291,8 +302,8 @@ func (p Policy) check() (Policy, []error) {
 		fault := func(format string, args ...any) {
 			errs = append(errs, fmt.Errorf("alicaptcha: Config.Policy[%q]: "+format, append([]any{c}, args...)...))
 		}
-		info, known := codes[c]
-		if !known && c.letter() == 0 {
+		passed, verdict := c.Verdict()
+		if !c.Known() && !verdict {
 			fault("not a code of this package, nor T or F and three digits")
 			continue
 		}
@@ -306,7 +317,7 @@ func (p Policy) check() (Policy, []error) {
 			switch {
 			case !a.Allow:
 				fault("Limit without Allow has no effect")
-			case c.letter() == 'T':
+			case passed:
 				fault("Limit on a T code: the service's own pass is not bounded")
 			case isNil(a.Limit):
 				a.Limit = never{}
@@ -315,9 +326,9 @@ func (p Policy) check() (Policy, []error) {
 		}
 		if a.Allow {
 			switch {
-			case info.open == openNever:
+			case codes[c].open == openNever:
 				fault("must not be let through: a client can cause it at will")
-			case info.open == openLimited && a.Limit == nil:
+			case codes[c].open == openLimited && a.Limit == nil:
 				fault("must not be let through without a bound: use AllowAtMost")
 			}
 		}

@@ -67,8 +67,8 @@ func (r Result) strict() (Result, bool) {
 			r.Code = T001
 		}
 	}
-	letter := r.Code.letter()
-	return r, letter == 'T' && r.Passed || letter == 'F' && !r.Passed
+	passed, ok := r.Code.Verdict()
+	return r, ok && passed == r.Passed
 }
 
 // An Error says why there is no verdict.

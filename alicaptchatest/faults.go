@@ -150,7 +150,7 @@ func (f Faults) check() error {
 		return fmt.Errorf("alicaptchatest: the throttled share is %v; it must be 0 to 1", f.ThrottleShare)
 	case !(f.ThrottleRate >= 0) || math.IsInf(f.ThrottleRate, 0):
 		return fmt.Errorf("alicaptchatest: the rate is %v; it must be 0, for no limit, or a number above", f.ThrottleRate)
-	case f.VerifyCode != "" && letter(f.VerifyCode) == 0:
+	case f.VerifyCode != "" && !isVerdict(f.VerifyCode):
 		return fmt.Errorf("alicaptchatest: the code is %q; it must be T or F and three digits", string(f.VerifyCode))
 	case f.Credentials != "" && !known:
 		return fmt.Errorf(`alicaptchatest: the credentials are %q; they must be "wrong", "expired", "forbidden" or "overdue"`, f.Credentials)

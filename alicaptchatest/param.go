@@ -126,15 +126,8 @@ func parseObject(text []byte) (map[string]any, bool) {
 	return object, err == nil && object != nil // null is no object
 }
 
-// letter returns 'T' or 'F' where c has the shape of a VerifyCode, else 0.
-func letter(c alicaptcha.Code) byte {
-	if len(c) != 4 || c[0] != 'T' && c[0] != 'F' {
-		return 0
-	}
-	for _, digit := range []byte(c[1:]) {
-		if digit < '0' || digit > '9' {
-			return 0
-		}
-	}
-	return c[0]
+// isVerdict reports whether c has the shape of a VerifyCode.
+func isVerdict(c alicaptcha.Code) bool {
+	_, ok := c.Verdict()
+	return ok
 }

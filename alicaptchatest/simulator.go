@@ -229,7 +229,7 @@ func (s *Simulator) Issue(i Issue) (string, error) {
 		return "", fmt.Errorf("alicaptchatest: %q is not a scene of the account", i.SceneID)
 	case i.Format != V3 && i.Format != V2:
 		return "", fmt.Errorf("alicaptchatest: the format is %q; it must be %q or %q", string(i.Format), string(V3), string(V2))
-	case letter(i.Code) == 0:
+	case !isVerdict(i.Code):
 		return "", fmt.Errorf("alicaptchatest: the code is %q; it must be T or F and three digits", string(i.Code))
 	case i.Bytes < 0 || i.Bytes > maxData:
 		return "", fmt.Errorf("alicaptchatest: %d bytes; it must be 0 to %d", i.Bytes, maxData)
@@ -480,6 +480,7 @@ func (a answer) reply(host string) reply {
 			Message   string
 		}{requestID, host, a.code, a.message})
 	} else {
+		passed, _ := a.verdict.Verdict()
 		type result struct {
 			VerifyResult bool
 			VerifyCode   alicaptcha.Code
@@ -491,7 +492,7 @@ func (a answer) reply(host string) reply {
 			Code      string
 			Success   bool
 			Result    result
-		}{requestID, a.message, a.code, true, result{letter(a.verdict) == 'T', a.verdict, a.certifyID}})
+		}{requestID, a.message, a.code, true, result{passed, a.verdict, a.certifyID}})
 	}
 	rep.header.Set("X-Acs-Request-Id", requestID)
 	return rep

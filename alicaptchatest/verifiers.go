@@ -21,7 +21,7 @@ func Passing() alicaptcha.Verifier {
 // Rejecting returns a Verifier that rejects every param with code. It panics if
 // code is not F and three digits.
 func Rejecting(code alicaptcha.Code) alicaptcha.Verifier {
-	if letter(code) != 'F' {
+	if passed, ok := code.Verdict(); !ok || passed {
 		panic(fmt.Sprintf("alicaptchatest: Rejecting(%q): not F and three digits", string(code)))
 	}
 	return always(alicaptcha.Result{Code: code, CertifyID: certifyID, RequestID: requestID}, nil)
@@ -33,7 +33,7 @@ func Rejecting(code alicaptcha.Code) alicaptcha.Verifier {
 // a Verifier: ParamMissing, and ClientCanceled while the client is there, come
 // out as ServiceUnavailable.
 func Failing(code alicaptcha.Code) alicaptcha.Verifier {
-	if _, known := alicaptcha.DefaultPolicy()[code]; !known || letter(code) != 0 {
+	if _, verdict := code.Verdict(); verdict || !code.Known() {
 		panic(fmt.Sprintf("alicaptchatest: Failing(%q): not a word of alicaptcha for an end without a verdict", string(code)))
 	}
 	return always(alicaptcha.Result{}, &alicaptcha.Error{Code: code})

@@ -85,7 +85,6 @@ type Telemetry struct {
 	duration metric.Float64Histogram
 	active   metric.Int64UpDownCounter
 
-	codes  alicaptcha.Policy // its keys are the codes that have series
 	scenes map[string]bool
 
 	_ [0]func()
@@ -95,7 +94,7 @@ type Telemetry struct {
 // providers. Changing cfg.Scenes afterwards changes nothing.
 func New(cfg Config) (*Telemetry, error) {
 	var errs []error
-	t := &Telemetry{codes: alicaptcha.DefaultPolicy(), scenes: make(map[string]bool, len(cfg.Scenes))}
+	t := &Telemetry{scenes: make(map[string]bool, len(cfg.Scenes))}
 	for i, scene := range cfg.Scenes {
 		if scene == "" || scene == other || scene != strings.TrimSpace(scene) || !utf8.ValidString(scene) {
 			errs = append(errs, fmt.Errorf("otelalicaptcha: Config.Scenes[%d] is empty, %q, not UTF-8, or has white space around it", i, other))
@@ -158,7 +157,7 @@ func (t *Telemetry) Observe(ctx context.Context, o alicaptcha.Outcome) {
 	if t.zero() {
 		return
 	}
-	code := t.code(o.Code)
+	code := seriesOf(o.Code)
 	decision := "rejected"
 	switch {
 	case o.Allowed && o.Verified:
@@ -179,33 +178,25 @@ func (t *Telemetry) Observe(ctx context.Context, o alicaptcha.Outcome) {
 	if o.Duration <= 0 || errors.Is(o.Err, alicaptcha.ErrBreakerOpen) {
 		return
 	}
-	if letter(o.Code) != 0 {
+	if _, verdict := o.Code.Verdict(); verdict {
 		t.duration.Record(ctx, o.Duration.Seconds())
 		return
 	}
 	t.duration.Record(ctx, o.Duration.Seconds(), metric.WithAttributeSet(attribute.NewSet(semconv.ErrorTypeKey.String(code))))
 }
 
-// code returns c, or its like in the closed set.
-func (t *Telemetry) code(c alicaptcha.Code) string {
-	if _, known := t.codes[c]; known {
+// seriesOf returns c, or its like in the closed set of codes that have series.
+func seriesOf(c alicaptcha.Code) string {
+	switch passed, ok := c.Verdict(); {
+	case c.Known():
 		return string(c)
-	}
-	switch letter(c) {
-	case 'T':
+	case !ok:
+		return other
+	case passed:
 		return "T_" + other
-	case 'F':
+	default:
 		return "F_" + other
 	}
-	return other
-}
-
-// letter returns 'T' or 'F' where c has the shape of the service's codes, else 0.
-func letter(c alicaptcha.Code) byte {
-	if len(c) != 4 || c[0] != 'T' && c[0] != 'F' || strings.Trim(string(c[1:]), "0123456789") != "" {
-		return 0
-	}
-	return c[0]
 }
 
 // Verifier returns a Verifier that asks next, makes a span of that, and counts
@@ -291,7 +282,7 @@ func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptc
 		if v.http != nil {
 			span.SetAttributes(semconv.HTTPResponseStatusCode(http.StatusOK)) // a Client takes a verdict from no other
 		}
-		if letter(result.Code) != 0 {
+		if _, verdict := result.Code.Verdict(); verdict {
 			set(span, codeKey, string(result.Code))
 		}
 		set(span, requestIDKey, result.RequestID)
@@ -299,7 +290,7 @@ func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptc
 	}
 	failed = string(alicaptcha.ServiceUnavailable)
 	if e, _ := errors.AsType[*alicaptcha.Error](err); e != nil {
-		if _, known := v.t.codes[e.Code]; known && letter(e.Code) == 0 {
+		if _, verdict := e.Code.Verdict(); !verdict && e.Code.Known() {
 			failed = string(e.Code)
 		}
 		if e.Status != 0 {
