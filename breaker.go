@@ -11,7 +11,7 @@ import (
 	"github.com/sony/gobreaker/v2"
 )
 
-// BreakerConfig configures [Breaker]. The zero value is usable.
+// BreakerConfig configures [NewBreaker]. The zero value is usable.
 type BreakerConfig struct {
 	// Failures is how many calls in a row must fail to open the breaker. If
 	// zero, it is 5.
@@ -35,22 +35,38 @@ type BreakerConfig struct {
 // asking its Verifier.
 var ErrBreakerOpen = errors.New("alicaptcha: the breaker is open")
 
-// Breaker returns a Verifier that asks v until the service fails, and then
+// Breaker is a [Verifier] that asks another one until the service fails, and then
 // answers ServiceUnavailable at once, with [ErrBreakerOpen] as the cause, until
 // it has recovered. It is safe for concurrent use; the gates of several routes
-// should share one. The error joins every fault of the arguments.
+// should share one. A nil or zero Breaker answers Misconfigured.
 //
 // ServiceTimeout, ServiceUnavailable and any error that is no *Error are
 // failures. Everything that the service answered is a success, rejections,
 // refusals and throttling too: else junk would keep real users out. A call that
 // was canceled does not count, nor one that panicked.
-//
-// The Logger is called outside of the breaker's locks, by the call that brought
-// the change about.
-func Breaker(v Verifier, cfg BreakerConfig) (Verifier, error) {
+type Breaker struct {
+	verifier Verifier
+	circuit  *gobreaker.TwoStepCircuitBreaker[Result]
+	logger   *slog.Logger // nil: slog.Default
+
+	mu      sync.Mutex
+	changes []stateChange // not logged yet
+
+	_ [0]func()
+}
+
+// BreakerState is the state of a [Breaker]: "closed", in which it asks its
+// Verifier, "open", in which it does not, or "half-open", in which it lets probes
+// through.
+type BreakerState string
+
+// NewBreaker returns a Breaker that asks v, or an error that joins every fault of
+// the arguments. The Logger of cfg is called outside of the Breaker's locks, by the
+// call that brought the change of state about.
+func NewBreaker(v Verifier, cfg BreakerConfig) (*Breaker, error) {
 	var errs []error
 	if isNil(v) {
-		errs = append(errs, errors.New("alicaptcha: Breaker: the Verifier is nil"))
+		errs = append(errs, errors.New("alicaptcha: NewBreaker: the Verifier is nil"))
 	}
 	if cfg.Failures < 0 || cfg.Failures > math.MaxInt32 {
 		errs = append(errs, errors.New("alicaptcha: BreakerConfig.Failures is negative or too large"))
@@ -73,7 +89,7 @@ func Breaker(v Verifier, cfg BreakerConfig) (Verifier, error) {
 	if cfg.Probes == 0 {
 		cfg.Probes = 3
 	}
-	b := &breaker{verifier: v, logger: cfg.Logger}
+	b := &Breaker{verifier: v, logger: cfg.Logger}
 	b.circuit = gobreaker.NewTwoStepCircuitBreaker[Result](gobreaker.Settings{
 		MaxRequests:   uint32(cfg.Probes),
 		Timeout:       cfg.OpenFor,
@@ -84,26 +100,17 @@ func Breaker(v Verifier, cfg BreakerConfig) (Verifier, error) {
 	return b, nil
 }
 
-type breaker struct {
-	verifier Verifier
-	circuit  *gobreaker.TwoStepCircuitBreaker[Result]
-	logger   *slog.Logger // nil: slog.Default
-
-	mu      sync.Mutex
-	changes []stateChange // not logged yet
-}
-
 type stateChange struct{ from, to gobreaker.State }
 
 // noteChange is called under the circuit's lock, where a Logger would hold up
 // every other call.
-func (b *breaker) noteChange(_ string, from, to gobreaker.State) {
+func (b *Breaker) noteChange(_ string, from, to gobreaker.State) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.changes = append(b.changes, stateChange{from, to})
 }
 
-func (b *breaker) logChanges() {
+func (b *Breaker) logChanges() {
 	b.mu.Lock()
 	changes := b.changes
 	b.changes = nil
@@ -113,13 +120,29 @@ func (b *breaker) logChanges() {
 	}
 }
 
+// State returns the state now. Like a call, it ends the time for which the breaker
+// is open when that has passed. A nil or zero Breaker is open.
+func (b *Breaker) State() BreakerState {
+	if b == nil || b.circuit == nil {
+		return BreakerState(gobreaker.StateOpen.String())
+	}
+	defer b.logChanges()
+	return BreakerState(b.circuit.State().String())
+}
+
+var errNoBreaker = safeError{text: "a Breaker that NewBreaker did not make"}
+
 // What the circuit is told of a call that had no answer.
 var (
 	errFailed  = errors.New("the service failed")
 	errNeutral = errors.New("the call says nothing of the service")
 )
 
-func (b *breaker) Verify(ctx context.Context, req Request) (Result, error) {
+// Verify asks the Verifier, unless the breaker is open. It changes no answer.
+func (b *Breaker) Verify(ctx context.Context, req Request) (Result, error) {
+	if b == nil || b.circuit == nil {
+		return Result{}, &Error{Code: Misconfigured, Err: errNoBreaker}
+	}
 	done, err := b.circuit.Allow()
 	b.logChanges()
 	if err != nil {
@@ -131,12 +154,12 @@ func (b *breaker) Verify(ctx context.Context, req Request) (Result, error) {
 		b.logChanges()
 	}()
 	result, err := b.verifier.Verify(ctx, req)
-	end = told(ctx, err)
+	end = breakerResult(ctx, err)
 	return result, err
 }
 
-// told returns what the circuit is told of a call that ended with err.
-func told(ctx context.Context, err error) error {
+// breakerResult returns what the circuit is told of a call that ended with err.
+func breakerResult(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}

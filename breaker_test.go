@@ -53,18 +53,18 @@ var (
 	errGone    = &alicaptcha.Error{Code: alicaptcha.ClientCanceled}
 )
 
-func newBreaker(t *testing.T, v alicaptcha.Verifier, cfg alicaptcha.BreakerConfig) alicaptcha.Verifier {
+func newBreaker(t *testing.T, v alicaptcha.Verifier, cfg alicaptcha.BreakerConfig) *alicaptcha.Breaker {
 	t.Helper()
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	b, err := alicaptcha.Breaker(v, cfg)
+	b, err := alicaptcha.NewBreaker(v, cfg)
 	require.NoError(t, err)
 	return b
 }
 
 // call asks b once and reports whether its Verifier was asked.
-func call(t *testing.T, b alicaptcha.Verifier, s *script) (asked bool) {
+func call(t *testing.T, b *alicaptcha.Breaker, s *script) (asked bool) {
 	t.Helper()
 	before := s.count()
 	_, err := b.Verify(context.Background(), alicaptcha.Request{Param: "p"})
@@ -84,12 +84,16 @@ func TestBreakerOpensAndRecovers(t *testing.T) {
 		s, log := &script{err: errTimeout}, new(logbook)
 		b := newBreaker(t, s, alicaptcha.BreakerConfig{Logger: slog.New(log)})
 		for range 5 {
+			require.EqualValues(t, "closed", b.State())
 			require.True(t, call(t, b, s))
 		}
 		require.False(t, call(t, b, s), "five in a row open it")
+		require.EqualValues(t, "open", b.State())
 		time.Sleep(5*time.Second + 1)
 
+		require.EqualValues(t, "half-open", b.State())
 		require.True(t, call(t, b, s), "a probe")
+		require.EqualValues(t, "open", b.State())
 		require.False(t, call(t, b, s), "and one that fails opens it again")
 		time.Sleep(5*time.Second + 1)
 
@@ -97,6 +101,7 @@ func TestBreakerOpensAndRecovers(t *testing.T) {
 		for range 10 {
 			require.True(t, call(t, b, s), "three probes close it")
 		}
+		require.EqualValues(t, "closed", b.State())
 		require.Equal(t, []slog.Level{slog.LevelWarn, slog.LevelInfo, slog.LevelWarn, slog.LevelInfo, slog.LevelInfo}, log.levels(), "open, half-open, open, half-open, closed")
 
 		s.answer(errTimeout)
@@ -179,7 +184,7 @@ func TestBreakerIsNotMovedByParams(t *testing.T) {
 
 // Neither junk nor hanging up keeps the breaker from closing.
 func TestBreakerProbes(t *testing.T) {
-	open := func(t *testing.T, s *script) alicaptcha.Verifier {
+	open := func(t *testing.T, s *script) *alicaptcha.Breaker {
 		b := newBreaker(t, s, alicaptcha.BreakerConfig{Failures: 1, OpenFor: time.Second, Probes: 2})
 		s.answer(errTimeout)
 		require.True(t, call(t, b, s))
@@ -241,15 +246,28 @@ func TestBreakerProbes(t *testing.T) {
 	})
 }
 
+// A Breaker that NewBreaker did not make lets nobody ask.
+func TestNoBreaker(t *testing.T) {
+	t.Parallel()
+	for _, b := range []*alicaptcha.Breaker{nil, new(alicaptcha.Breaker)} {
+		result, err := b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+		require.Zero(t, result)
+		var e *alicaptcha.Error
+		require.ErrorAs(t, err, &e)
+		require.Equal(t, alicaptcha.Misconfigured, e.Code)
+		require.EqualValues(t, "open", b.State())
+	}
+}
+
 func TestBreakerConfig(t *testing.T) {
 	t.Parallel()
-	_, err := alicaptcha.Breaker(nil, alicaptcha.BreakerConfig{Failures: -1, OpenFor: -1, Probes: -1})
+	_, err := alicaptcha.NewBreaker(nil, alicaptcha.BreakerConfig{Failures: -1, OpenFor: -1, Probes: -1})
 	require.Len(t, err.(interface{ Unwrap() []error }).Unwrap(), 4, "%v", err)
-	_, err = alicaptcha.Breaker((*alicaptcha.Client)(nil), alicaptcha.BreakerConfig{})
+	_, err = alicaptcha.NewBreaker((*alicaptcha.Client)(nil), alicaptcha.BreakerConfig{})
 	require.ErrorContains(t, err, "nil")
 
 	log := quietDefault(t)
-	b, err := alicaptcha.Breaker(answering(alicaptcha.Result{}, errTimeout), alicaptcha.BreakerConfig{Failures: 1})
+	b, err := alicaptcha.NewBreaker(answering(alicaptcha.Result{}, errTimeout), alicaptcha.BreakerConfig{Failures: 1})
 	require.NoError(t, err)
 	b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
 	require.Contains(t, log.String(), "captcha.breaker=open")
@@ -319,7 +337,7 @@ func TestBreakerUnderARoutersDeadline(t *testing.T) {
 func TestBreakerLogsUnderNoLock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var calling alicaptcha.Verifier
+		var calling *alicaptcha.Breaker
 		blocking := alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
 			return alicaptcha.Result{}, errTimeout
 		})

@@ -85,7 +85,7 @@ func ExampleNew() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	verifier, err := alicaptcha.Breaker(client, alicaptcha.BreakerConfig{})
+	verifier, err := alicaptcha.NewBreaker(client, alicaptcha.BreakerConfig{})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -120,12 +120,12 @@ func ExampleNewClient() {
 }
 
 // After the first failure this breaker does not ask any more.
-func ExampleBreaker() {
+func ExampleNewBreaker() {
 	service := alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
 		fmt.Println("asked")
 		return alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}
 	})
-	verifier, err := alicaptcha.Breaker(service, alicaptcha.BreakerConfig{Failures: 1, Logger: slog.New(slog.DiscardHandler)})
+	verifier, err := alicaptcha.NewBreaker(service, alicaptcha.BreakerConfig{Failures: 1, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		log.Fatal(err)
 	}

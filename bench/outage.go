@@ -46,7 +46,7 @@ func withBreaker(endpoint string, next http.Handler) (http.Handler, error) {
 		return nil, err
 	}
 	const failures = 5
-	v, err := alicaptcha.Breaker(client, alicaptcha.BreakerConfig{Failures: failures, Logger: slog.New(slog.DiscardHandler)})
+	v, err := alicaptcha.NewBreaker(client, alicaptcha.BreakerConfig{Failures: failures, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		return nil, err
 	}

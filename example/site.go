@@ -45,7 +45,7 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 		return nil, err
 	}
 	// While the service is down nobody waits for it.
-	verifier, err := alicaptcha.Breaker(client, alicaptcha.BreakerConfig{Logger: logger})
+	verifier, err := alicaptcha.NewBreaker(client, alicaptcha.BreakerConfig{Logger: logger})
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	verifier, err := alicaptcha.Breaker(telemetry.Verifier(client), alicaptcha.BreakerConfig{})
+	verifier, err := alicaptcha.NewBreaker(telemetry.Verifier(client), alicaptcha.BreakerConfig{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -3,7 +3,7 @@
 //
 //	telemetry, err := otelalicaptcha.New(otelalicaptcha.Config{Scenes: []string{"1a2b3c4d"}})
 //	…
-//	verifier, err := alicaptcha.Breaker(telemetry.Verifier(client), alicaptcha.BreakerConfig{})
+//	verifier, err := alicaptcha.NewBreaker(telemetry.Verifier(client), alicaptcha.BreakerConfig{})
 //	…
 //	captcha, err := alicaptcha.New(alicaptcha.Config{
 //		Verifier: verifier,

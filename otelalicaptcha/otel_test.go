@@ -613,7 +613,7 @@ func TestNilVerifierIsFoundByNew(t *testing.T) {
 	for _, v := range []alicaptcha.Verifier{nil, alicaptcha.VerifierFunc(nil), (*alicaptcha.Client)(nil)} {
 		_, err := alicaptcha.New(alicaptcha.Config{Verifier: r.Verifier(v), SceneID: "login"})
 		require.EqualError(t, err, "alicaptcha: Config.Verifier is required")
-		_, err = alicaptcha.Breaker(r.Verifier(v), alicaptcha.BreakerConfig{})
+		_, err = alicaptcha.NewBreaker(r.Verifier(v), alicaptcha.BreakerConfig{})
 		require.EqualError(t, err, "alicaptcha: Breaker: the Verifier is nil")
 	}
 }
@@ -693,7 +693,7 @@ func TestEndToEnd(t *testing.T) {
 	r := newRecorder(t, "login")
 	server := alicaptchatest.Start(t, alicaptchatest.Config{})
 	quiet := slog.New(slog.DiscardHandler)
-	verifier, err := alicaptcha.Breaker(r.Verifier(server.Client()), alicaptcha.BreakerConfig{Failures: 1, OpenFor: time.Hour, Logger: quiet})
+	verifier, err := alicaptcha.NewBreaker(r.Verifier(server.Client()), alicaptcha.BreakerConfig{Failures: 1, OpenFor: time.Hour, Logger: quiet})
 	require.NoError(t, err)
 	gate := r.gate(t, alicaptcha.Config{Verifier: verifier, SceneID: "login", Policy: alicaptcha.Policy{alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(always{})}})
 	handler := gate.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))

@@ -190,7 +190,7 @@ func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 	if err != nil {
 		return err
 	}
-	verifier, err := alicaptcha.Breaker(client, alicaptcha.BreakerConfig{OpenFor: patience, Logger: quiet})
+	verifier, err := alicaptcha.NewBreaker(client, alicaptcha.BreakerConfig{OpenFor: patience, Logger: quiet})
 	if err != nil {
 		return err
 	}

@@ -113,7 +113,7 @@ func newLogin(endpoint string, meters *sdk.MeterProvider, logger *slog.Logger) (
 	if err != nil {
 		return nil, err
 	}
-	verifier, err := alicaptcha.Breaker(telemetry.Verifier(client), alicaptcha.BreakerConfig{Logger: logger})
+	verifier, err := alicaptcha.NewBreaker(telemetry.Verifier(client), alicaptcha.BreakerConfig{Logger: logger})
 	if err != nil {
 		return nil, err
 	}
