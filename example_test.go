@@ -270,6 +270,21 @@ func ExampleRequire() {
 }
 
 // A field of one's own, and a header before it.
+// A handler that has no http.ResponseWriter, or an answer of its own, asks.
+func ExampleAsk() {
+	signup := newGate().Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		o, proceed := alicaptcha.Ask(r.Context())
+		fmt.Println(o.Code, proceed)
+		if !proceed {
+			http.Error(w, "no captcha, no account", o.Action.Status)
+		}
+	}))
+	knock(signup)
+	// Output:
+	// param_missing false
+	// 400
+}
+
 func ExampleFromBody() {
 	extractors := []alicaptcha.Extractor{
 		alicaptcha.FromHeader("X-Captcha-Verify-Param"),

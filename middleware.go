@@ -45,8 +45,9 @@ type Config struct {
 	SceneID string
 
 	// SceneIDFunc returns the SceneID for a request, from what the server
-	// knows of it, such as its route. It must not read the body, nor believe
-	// the client. An empty one ends the request as Misconfigured.
+	// knows of it, such as its route. It gets the request as it came to the
+	// gate. It must not read the body, nor believe the client. An empty one
+	// ends the request as Misconfigured.
 	SceneIDFunc func(*http.Request) string
 
 	// AnyScene accepts a param of any scene of the account. A bot may then
@@ -231,6 +232,7 @@ func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 		}
 		inner := r.WithContext(context.WithValue(r.Context(), gate.OutcomeKey{}, &requestState{v, outer}))
 		if !again {
+			v.r = inner
 			v.param, v.fault = m.extract(inner)
 		}
 		defer handBack(r, inner)

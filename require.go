@@ -9,32 +9,43 @@ import (
 	"github.com/alicaptcha/alicaptcha/internal/gate"
 )
 
-// Require verifies the param of a request under [Middleware.Deferred]. If it
-// returns false, the rejection is written and the handler should just return.
-// The first call verifies and, if need be, writes the rejection; later ones,
+// Ask verifies the param of a request under [Middleware.Deferred] and writes
+// nothing. It returns the Outcome and whether the request may proceed, which it may
+// without Outcome.Allowed under ReportOnly. The first call verifies; later ones,
 // from any goroutine, repeat its answer.
 //
 // Where gates are nested, every one of them has to be satisfied, the outermost
-// first, each by its own Verifier and scene. Under [Middleware.Handler] Require
-// returns true. Where no middleware stands it rejects as Misconfigured.
+// first, each by its own Verifier and scene. The Outcome is that of the first that
+// is not, or else the innermost's. Under [Middleware.Handler] Ask repeats the answer
+// of the gate. Where no middleware stands the Outcome is Misconfigured, and the
+// request may not proceed.
 //
-// The answer belongs to the context of r. Requests that share one, such as the
-// parts of a batch that a handler dispatches with its own request's context, share
-// the answer, and one param then admits all of them. A handler that wants a param
-// for each part has to give each a context that does not stem from a gated
-// request's.
-func Require(w http.ResponseWriter, r *http.Request) bool {
-	switch s := r.Context().Value(gate.OutcomeKey{}).(type) {
+// The answer belongs to ctx. Requests that share one, such as the parts of a batch
+// that a handler dispatches with its own request's context, share the answer, and
+// one param then admits all of them. A handler that wants a param for each part has
+// to give each a context that does not stem from a gated request's.
+func Ask(ctx context.Context) (o Outcome, proceed bool) {
+	switch s := ctx.Value(gate.OutcomeKey{}).(type) {
 	case *requestState:
-		return s.require(w, r)
+		return s.ask(ctx)
 	case Outcome: // of alicaptchatest.NewContext
-		if !s.Allowed {
-			WriteRejection(w, r, s)
-		}
-		return s.Allowed
+		return s, s.Allowed
 	}
-	WriteRejection(w, r, (*Middleware)(nil).judge(r.Context(), r, "", nil))
-	return false
+	return (*Middleware)(nil).judge(ctx, nil, "", nil), false
+}
+
+// Require is [Ask] for a handler that leaves the rejection to the middleware. If it
+// returns false, the rejection is written and the handler should just return. It is
+// written once, however many calls there are.
+func Require(w http.ResponseWriter, r *http.Request) bool {
+	if s, ok := r.Context().Value(gate.OutcomeKey{}).(*requestState); ok {
+		return s.require(w, r)
+	}
+	o, proceed := Ask(r.Context())
+	if !proceed {
+		WriteRejection(w, r, o)
+	}
+	return proceed
 }
 
 // A requestState is one gate that a request has come to. The request's context
@@ -54,6 +65,15 @@ func (s *requestState) find(m *Middleware) *verification {
 	return nil
 }
 
+func (s *requestState) ask(ctx context.Context) (Outcome, bool) {
+	if s.outer != nil {
+		if o, proceed := s.outer.ask(ctx); !proceed {
+			return o, false
+		}
+	}
+	return s.verification.ask(ctx)
+}
+
 func (s *requestState) require(w http.ResponseWriter, r *http.Request) bool {
 	return (s.outer == nil || s.outer.require(w, r)) && s.verification.require(w, r)
 }
@@ -61,15 +81,16 @@ func (s *requestState) require(w http.ResponseWriter, r *http.Request) bool {
 // A verification is what one Middleware makes of one request.
 type verification struct {
 	m     *Middleware
+	r     *http.Request // as it came to the gate
 	param string
 	fault *Error // why there is no param
 
 	mu      sync.Mutex // not held during callbacks
 	stage   stage
 	changed chan struct{} // closed at the next change of stage; nil if nobody waits for it
-	outcome Outcome       // set in stage rejecting
+	outcome Outcome       // set from stage judged on
 	proceed bool          // likewise
-	written bool          // the answer that stands for a rejection nobody wrote is written
+	written bool          // a rejection that a callback or a panic has left to us is written
 }
 
 type stage int
@@ -77,22 +98,27 @@ type stage int
 const (
 	unasked   stage = iota
 	judging         // the Outcome is being found
-	rejecting       // it is known, and the rejection is being written
-	settled         // nothing more happens
-	broken          // likewise, but a panic came before the Outcome
+	judged          // it is known; if it is a rejection, that is not written
+	rejecting       // the rejection is being written
+	rejected        // it is written
+	broken          // a panic came before the Outcome
 )
 
 // callbackKey is the key that the contexts of the verification's callbacks have.
 type callbackKey struct{ *verification }
 
+func (v *verification) isCallback(ctx context.Context) bool { return ctx.Value(callbackKey{v}) != nil }
+
+// known returns the Outcome, if it is known.
 func (v *verification) known() (Outcome, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	return v.outcome, v.stage == rejecting || v.stage == settled
+	return v.outcome, v.stage >= judged && v.stage != broken
 }
 
-// require returns whether the request may proceed. The first call finds it out.
-func (v *verification) require(w http.ResponseWriter, r *http.Request) bool {
+// ask returns the Outcome and whether the request may proceed. The first call finds
+// them out.
+func (v *verification) ask(ctx context.Context) (Outcome, bool) {
 	v.mu.Lock()
 	first := v.stage == unasked
 	if first {
@@ -101,61 +127,84 @@ func (v *verification) require(w http.ResponseWriter, r *http.Request) bool {
 	v.mu.Unlock()
 	switch {
 	case first:
-		v.settle(w, r)
-	case r.Context().Value(callbackKey{v}) == nil: // else it would wait for itself
-		v.wait()
+		v.judge(ctx)
+	case !v.isCallback(ctx): // else it would wait for itself
+		v.waitFor(judged)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.stage < judged || v.stage == broken {
+		return Outcome{Code: ServiceUnavailable, Action: byDefault(ServiceUnavailable)}, false
+	}
+	return v.outcome, v.proceed
+}
+
+func (v *verification) judge(ctx context.Context) {
+	end := broken
+	defer func() { v.enter(end) }()
+	o := v.m.judge(context.WithValue(ctx, callbackKey{v}, true), v.r, v.param, v.fault)
+	proceed := o.Allowed || !v.m.zero() && v.m.cfg.ReportOnly
+	v.mu.Lock()
+	v.outcome, v.proceed = o, proceed
+	v.mu.Unlock()
+	if mark, ok := ctx.Value(gate.MarkKey{}).(*gate.Mark); ok {
+		mark.Passed.Store(proceed)
+		mark.Rejected.Store(!proceed)
+	}
+	end = judged
+}
+
+// require returns whether the request may proceed. If it may not, the rejection is
+// written when it returns.
+func (v *verification) require(w http.ResponseWriter, r *http.Request) bool {
+	if _, proceed := v.ask(r.Context()); proceed {
+		return true
+	}
+	v.mu.Lock()
+	first := v.stage == judged
+	if first {
+		v.stage = rejecting
+	}
+	v.mu.Unlock()
+	switch {
+	case first:
+		v.reject(w, r)
+		return false
+	case !v.isCallback(r.Context()):
+		v.waitFor(rejected)
 	}
 
+	// A callback that leads here, or a panic before the Outcome, leaves the
+	// rejection to us. During judging it does not: the gate goes on.
 	v.mu.Lock()
-	proceed, write := v.proceed, false
-	var o Outcome
-	switch v.stage {
-	case rejecting: // OnReject has led here, and leaves the rejection to us
-		o, write = v.outcome, !proceed && !v.written
-	case broken:
-		o, write = Outcome{Code: ServiceUnavailable}, !v.written
+	o, write := v.outcome, !v.written && (v.stage == rejecting || v.stage == broken)
+	if v.stage == broken {
+		o = Outcome{Code: ServiceUnavailable}
 	}
 	v.written = v.written || write
 	v.mu.Unlock()
 	if write {
 		WriteRejection(w, r, o)
 	}
-	return proceed
+	return false
 }
 
-// settle finds out the Outcome and, if need be, writes the rejection.
-func (v *verification) settle(w http.ResponseWriter, r *http.Request) {
-	end := broken
-	defer func() { v.enter(end) }()
-	ctx := context.WithValue(r.Context(), callbackKey{v}, true)
-	o := v.m.judge(ctx, r, v.param, v.fault)
-	v.mu.Lock()
-	v.outcome = o
-	v.proceed = o.Allowed || !v.m.zero() && v.m.cfg.ReportOnly
-	v.mu.Unlock()
-	end = settled
-
-	mark, marked := ctx.Value(gate.MarkKey{}).(*gate.Mark)
-	if marked {
-		mark.Passed.Store(v.proceed)
-		mark.Rejected.Store(!v.proceed)
-	}
-	if v.proceed {
-		return
-	}
-	v.enter(rejecting)
+// reject writes the rejection.
+func (v *verification) reject(w http.ResponseWriter, r *http.Request) {
+	defer v.enter(rejected)
+	o := v.outcome
 	byUs, status := v.m.zero() || v.m.cfg.OnReject == nil || o.Code == ClientCanceled, 0
 	if byUs {
 		status = o.Action.Status
 	}
-	if marked && mark.Rejecting != nil {
+	if mark, ok := r.Context().Value(gate.MarkKey{}).(*gate.Mark); ok && mark.Rejecting != nil {
 		defer mark.Rejecting(status)()
 	}
 	if byUs {
 		WriteRejection(w, r, o)
 		return
 	}
-	inner := r.WithContext(ctx)
+	inner := r.WithContext(context.WithValue(r.Context(), callbackKey{v}, true))
 	defer handBack(r, inner)
 	v.m.cfg.OnReject(w, inner, o)
 }
@@ -171,10 +220,10 @@ func (v *verification) enter(next stage) {
 	}
 }
 
-// wait waits until v is settled. A callback that leads here by a request that is
-// not the one it was given cannot be told from another goroutine, and would wait
-// for itself; so there is an end to it.
-func (v *verification) wait() {
+// waitFor waits until v is in that stage or a later one. A callback that leads here
+// by a context that is not the one it was given cannot be told from another
+// goroutine, and would wait for itself; so there is an end to it.
+func (v *verification) waitFor(s stage) {
 	patience := limiterPatience + time.Second
 	if !v.m.zero() {
 		patience += v.m.cfg.Timeout
@@ -183,7 +232,7 @@ func (v *verification) wait() {
 	defer tooLong.Stop()
 	for {
 		v.mu.Lock()
-		if v.stage == settled || v.stage == broken {
+		if v.stage >= s {
 			v.mu.Unlock()
 			return
 		}

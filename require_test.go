@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
 // newMiddleware returns a Middleware of cfg that logs nothing, for the scene "login"
@@ -103,6 +104,89 @@ func TestRequireSatisfiesEveryGate(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Ask verifies once and writes nothing; Require after it writes the rejection, once.
+func TestAsk(t *testing.T) {
+	t.Parallel()
+	refused := answering(alicaptcha.Result{Code: alicaptcha.F001}, nil)
+	for _, row := range []struct {
+		name    string
+		cfg     alicaptcha.Config
+		want    alicaptcha.Code
+		proceed bool
+	}{
+		{"passes", alicaptcha.Config{Verifier: passing()}, alicaptcha.T001, true},
+		{"is refused", alicaptcha.Config{Verifier: refused}, alicaptcha.F001, false},
+		{"report only", alicaptcha.Config{Verifier: refused, ReportOnly: true}, alicaptcha.F001, true},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			m := newMiddleware(t, row.cfg)
+			before := len(row.cfg.Verifier.(*spy).asked())
+			w := httptest.NewRecorder()
+			m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				var all sync.WaitGroup
+				for range 10 {
+					all.Go(func() {
+						o, proceed := alicaptcha.Ask(r.Context())
+						require.Equal(t, row.want, o.Code)
+						require.Equal(t, row.proceed, proceed)
+						known, ok := alicaptcha.FromContext(r.Context())
+						require.True(t, ok)
+						require.Equal(t, o, known)
+					})
+				}
+				all.Wait()
+				require.Empty(t, w.(*httptest.ResponseRecorder).Body.String())
+				for range 3 {
+					require.Equal(t, row.proceed, alicaptcha.Require(w, r))
+				}
+			})).ServeHTTP(w, loginRequest())
+			require.Len(t, row.cfg.Verifier.(*spy).asked(), before+1)
+			require.Equal(t, map[bool]int{true: 0, false: 1}[row.proceed], strings.Count(w.Body.String(), `"reason"`))
+		})
+	}
+	t.Run("without a gate", func(t *testing.T) {
+		o, proceed := alicaptcha.Ask(t.Context())
+		require.Equal(t, alicaptcha.Misconfigured, o.Code)
+		require.Equal(t, 503, o.Action.Status)
+		require.False(t, proceed)
+	})
+	t.Run("with an Outcome of a test", func(t *testing.T) {
+		for _, allowed := range []bool{true, false} {
+			want := alicaptcha.Outcome{Allowed: allowed, Code: alicaptcha.F009}
+			o, proceed := alicaptcha.Ask(alicaptchatest.NewContext(t.Context(), want))
+			require.Equal(t, want, o)
+			require.Equal(t, allowed, proceed)
+		}
+	})
+	t.Run("nested", func(t *testing.T) {
+		inner, outer := newMiddleware(t, alicaptcha.Config{Verifier: passing(), SceneID: "inner"}), newMiddleware(t, alicaptcha.Config{Verifier: refused})
+		outer.Deferred(inner.Deferred(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			o, proceed := alicaptcha.Ask(r.Context())
+			require.False(t, proceed)
+			require.Equal(t, alicaptcha.F001, o.Code)
+			require.Equal(t, "login", o.SceneID)
+		}))).ServeHTTP(httptest.NewRecorder(), loginRequest())
+		inner.Deferred(newMiddleware(t, alicaptcha.Config{Verifier: passing()}).Deferred(http.HandlerFunc(
+			func(_ http.ResponseWriter, r *http.Request) {
+				o, proceed := alicaptcha.Ask(r.Context())
+				require.True(t, proceed)
+				require.Equal(t, "login", o.SceneID, "the innermost")
+			}))).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	})
+	t.Run("after a panic of the Verifier", func(t *testing.T) {
+		m := newMiddleware(t, alicaptcha.Config{Verifier: &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+			panic(http.ErrAbortHandler)
+		}}})
+		m.Deferred(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			require.Panics(t, func() { alicaptcha.Ask(r.Context()) })
+			o, proceed := alicaptcha.Ask(r.Context())
+			require.Equal(t, alicaptcha.ServiceUnavailable, o.Code)
+			require.False(t, proceed)
+			require.False(t, o.Allowed)
+		})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	})
 }
 
 // A Middleware that a request comes to again answers by the Outcome it has: a

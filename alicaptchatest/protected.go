@@ -48,9 +48,9 @@ func AssertProtected(t TestingT, h http.Handler, routes ...string) bool {
 func probe(h http.Handler, route string) (fault string) {
 	w := &recorder{ResponseRecorder: httptest.NewRecorder()}
 	var before, rejection written
-	expected := 0
+	expected, byGate := 0, false
 	mark := gate.Mark{Rejecting: func(status int) func() {
-		before, expected = w.written(), status
+		before, expected, byGate = w.written(), status, true
 		return func() { rejection = w.written() }
 	}}
 	r, err := newRequest(context.WithValue(context.Background(), gate.MarkKey{}, &mark), route)
@@ -65,17 +65,29 @@ func probe(h http.Handler, route string) (fault string) {
 	}()
 	h.ServeHTTP(w, r)
 	got := w.written()
-	// A middleware in between may keep the answer back, and then write it as a whole.
-	keptBack := got.wrote && !rejection.wrote
+	var isRejection bool
+	switch {
+	case !byGate || !got.wrote: // after Ask the handler writes its own
+		isRejection = true
+	case rejection.wrote:
+		isRejection = got == rejection
+	case expected != 0: // a middleware in between has kept the answer back
+		isRejection = got.status == expected
+	default:
+		isRejection = got.status >= 300
+	}
 	switch {
 	case mark.Passed.Load():
-		return fmt.Sprintf("the gate let a request without a param through (status %d): ReportOnly is on, or the Policy allows ParamMissing", w.Code)
+		return fmt.Sprintf("the gate let a request without a param through (status %d): "+
+			"ReportOnly is on, or the Policy allows ParamMissing", w.Code)
 	case !mark.Rejected.Load():
 		return fmt.Sprintf("no gate was asked (status %d): %s", w.Code, hint(w.Code))
 	case before.wrote:
-		return fmt.Sprintf("an answer was written before the rejection (status %d): the handler runs before the gate", before.status)
-	case rejection.wrote && got != rejection, keptBack && expected != 0 && got.status != expected, keptBack && expected == 0 && got.status < 300:
-		return fmt.Sprintf("the answer is not the rejection (status %d): the handler wrote to it, or somebody replaced it", got.status)
+		return fmt.Sprintf("an answer was written before the rejection (status %d): "+
+			"the handler runs before the gate", before.status)
+	case !isRejection:
+		return fmt.Sprintf("the answer is not the rejection (status %d): "+
+			"the handler wrote to it, or somebody replaced it", got.status)
 	}
 	return ""
 }

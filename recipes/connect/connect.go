@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
-	"sync"
 
 	"connectrpc.com/connect"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -88,25 +87,15 @@ func NewError(o alicaptcha.Outcome) *connect.Error {
 	return rejection
 }
 
-type askKey struct{}
-
-// Deferred returns service with all its procedures free to call [Require].
-func Deferred(captcha *alicaptcha.Middleware, service http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ask := sync.OnceValue(func() alicaptcha.Outcome { return captcha.Check(r) })
-		service.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), askKey{}, ask)))
-	})
-}
-
-// Require asks for the verdict, once for an RPC, and returns the error that the
-// RPC is to return, or nil. Config.ReportOnly has no effect on it.
-func Require(ctx context.Context) error {
-	ask, ok := ctx.Value(askKey{}).(func() alicaptcha.Outcome)
-	if !ok {
-		return NewError(alicaptcha.Outcome{Action: alicaptcha.DefaultPolicy()[alicaptcha.Misconfigured]})
+// Signup is an RPC that spends no param on a request that is not complete. Its
+// service stands behind captcha.Deferred.
+func Signup(ctx context.Context, username string, create func(username string)) error {
+	if username == "" {
+		return connect.NewError(connect.CodeInvalidArgument, errors.New("a username is required"))
 	}
-	if o := ask(); !o.Allowed {
+	if o, proceed := alicaptcha.Ask(ctx); !proceed {
 		return NewError(o)
 	}
+	create(username)
 	return nil
 }

@@ -32,6 +32,7 @@ type text = wrapperspb.StringValue
 type users struct {
 	logins   []string
 	outcomes []alicaptcha.Outcome
+	signups  []bool
 }
 
 func (u *users) handler(opts ...connect.HandlerOption) http.Handler {
@@ -65,13 +66,11 @@ func (u *users) login(ctx context.Context, req *connect.Request[text]) (*connect
 }
 
 func (u *users) signup(ctx context.Context, req *connect.Request[text]) (*connect.Response[text], error) {
-	if req.Msg.Value == "" {
-		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("a username is required"))
+	create := func(string) {
+		_, proceed := alicaptcha.Ask(ctx) // asks no second time
+		u.signups = append(u.signups, proceed)
 	}
-	if err := recipe.Require(ctx); err != nil {
-		return nil, err
-	}
-	if err := recipe.Require(ctx); err != nil { // asks no second time
+	if err := recipe.Signup(ctx, req.Msg.Value, create); err != nil {
 		return nil, err
 	}
 	return connect.NewResponse(wrapperspb.String("welcome")), nil
@@ -131,7 +130,7 @@ func TestProtocols(t *testing.T) {
 			require.NoError(t, err)
 			var u users
 			mux := http.NewServeMux()
-			mux.Handle("/acme.v1.UserService/", recipe.Gate(captcha, recipe.Deferred(captcha, u.handler()), login))
+			mux.Handle("/acme.v1.UserService/", recipe.Gate(captcha, captcha.Deferred(u.handler()), login))
 			address, client := serve(t, mux)
 			call := func(procedure, value, param string) error {
 				req := connect.NewRequest(wrapperspb.String(value))
@@ -163,19 +162,21 @@ func TestProtocols(t *testing.T) {
 
 			count := service.Count()
 			require.NoError(t, call(status, "", ""), "another procedure")
-			require.Equal(t, connect.CodeFailedPrecondition, connect.CodeOf(call(signup, "", issue("T001"))))
+			require.ErrorContains(t, call(signup, "", issue("T001")), "a username is required")
 			require.Equal(t, count, service.Count(), "its own checks come first")
 			requireError(t, call(signup, "bob", ""), connect.CodeInvalidArgument, "captcha_missing", "true", 0)
 			param = issue("T001")
 			require.NoError(t, call(signup, "bob", param))
 			require.Equal(t, count+1, service.Count())
 			requireError(t, call(signup, "bob", param), connect.CodePermissionDenied, "captcha_expired", "true", 0)
+			require.Equal(t, []bool{true}, u.signups)
 		})
 	}
 }
 
-func TestRequireWithoutDeferred(t *testing.T) {
-	requireError(t, recipe.Require(t.Context()), connect.CodeUnavailable, "captcha_unavailable", "false", 0)
+func TestSignupWithoutDeferred(t *testing.T) {
+	err := recipe.Signup(t.Context(), "bob", func(string) { t.Error("created") })
+	requireError(t, err, connect.CodeUnavailable, "captcha_unavailable", "false", 0)
 }
 
 // Who speaks none of the protocols is sent what other routes send.
