@@ -150,13 +150,6 @@ func isExhausted(err error) bool {
 	return ok && strings.Contains(dns.Err, syscall.EMFILE.Error())
 }
 
-// misconfigured are the beginnings of the Codes by which the service says that
-// the operator has to act.
-var misconfigured = []string{
-	"InvalidAccessKeyId", "Signature", "IncompleteSignature", "InvalidSecurityToken", "MissingSecurityToken",
-	"InvalidTimeStamp", "IllegalTimestamp", "InvalidAction", "InvalidVersion", "Forbidden", "NoPermission",
-}
-
 // readAnswer reads the service's answer: the verdict, or the Error that says
 // why it is none.
 func readAnswer(status int, body []byte) (Result, *Error) {
@@ -183,11 +176,11 @@ func readAnswer(status int, body []byte) (Result, *Error) {
 	}
 
 	e := &Error{Status: status, ServiceCode: token(doc.code), RequestID: token(doc.requestID)}
-	startsWith := func(prefix string) bool { return strings.HasPrefix(doc.code, prefix) }
+	known, _ := lookUp(doc.code)
 	switch {
-	case startsWith("Throttling") || status == http.StatusTooManyRequests:
+	case known.code == ServiceThrottled || status == http.StatusTooManyRequests:
 		e.Code = ServiceThrottled
-	case slices.ContainsFunc(misconfigured, startsWith):
+	case known.code == Misconfigured:
 		e.Code = Misconfigured
 	case status >= 400 && status <= 499 || status == http.StatusOK && doc.success == jsontext.KindFalse:
 		e.Code = RequestRefused

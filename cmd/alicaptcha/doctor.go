@@ -92,13 +92,17 @@ func (c *check) finding(detail, remedy string) {
 }
 
 // diagnosed makes a finding of what Client.Diagnose returned.
-func (c *check) diagnosed(err error) {
+func (c *check) diagnosed(err error, scene string) {
 	e, ok := errors.AsType[*alicaptcha.Error](err)
 	if !ok {
 		c.finding("the call could not be made", "")
 		return
 	}
-	c.finding(strings.TrimPrefix(e.Error(), "alicaptcha: "), strings.TrimPrefix(err.Error(), e.Error()+": "))
+	remedy := e.Remedy()
+	if c.Name == "scene" {
+		remedy = fmt.Sprintf("scene %q: %s", scene, remedy)
+	}
+	c.finding(strings.TrimPrefix(e.Error(), "alicaptcha: "), remedy)
 	c.Code, c.RequestID = e.ServiceCode, e.RequestID
 }
 
@@ -260,7 +264,7 @@ func (r *report) checkEndpoint(cfg alicaptcha.ClientConfig, prober *alicaptcha.C
 	defer cancel()
 	err := prober.Diagnose(ctx, "")
 	if plain.status == 0 {
-		c.diagnosed(err)
+		c.diagnosed(err, "")
 		c.Detail = plain.from + ": " + c.Detail
 		return
 	}
@@ -296,12 +300,18 @@ func (r *report) checkCall(cfg alicaptcha.ClientConfig, timeout time.Duration) {
 	r.Verifications = 1
 	err = client.Diagnose(ctx, r.Scene)
 	found := "" // nothing
-	if err != nil {
-		found = blamed(err)
+	var diagnosis interface {
+		error
+		Check() string
+	}
+	if errors.As(err, &diagnosis) {
+		found = diagnosis.Check()
+	} else if err != nil {
+		found = "call"
 	}
 
 	if found == "call" {
-		r.check("call").diagnosed(err)
+		r.check("call").diagnosed(err, r.Scene)
 		return
 	}
 	r.check("call").ok("the service answered")
@@ -319,32 +329,12 @@ func (r *report) checkCall(cfg alicaptcha.ClientConfig, timeout time.Duration) {
 	}
 	switch c := r.check("scene"); {
 	case found != "":
-		r.check(found).diagnosed(err)
+		r.check(found).diagnosed(err, r.Scene)
 	case r.Scene == "":
 		c.Detail = "as -scene is not given"
 	default:
 		c.ok("the service had nothing against it; whether the page's widget has the same scene and region cannot be seen from here")
 	}
-}
-
-// blamed returns the name of the check that Client.Diagnose's error belongs to.
-func blamed(err error) string {
-	e, _ := errors.AsType[*alicaptcha.Error](err)
-	if e == nil || e.Code != alicaptcha.Misconfigured {
-		return "call"
-	}
-	for _, b := range []struct{ prefix, check string }{
-		{"InvalidTimeStamp", "clock"}, {"IllegalTimestamp", "clock"},
-		{"InvalidAction", "endpoint"}, {"InvalidVersion", "endpoint"},
-		{"Forbidden.AccountAccessDenied", "service"}, {"Forbidden.AccessKeyDisabled", "signature"},
-		{"Forbidden", "permission"}, {"NoPermission", "permission"},
-		{"F0", "scene"}, {"T0", "scene"},
-	} {
-		if strings.HasPrefix(e.ServiceCode, b.prefix) {
-			return b.check
-		}
-	}
-	return "signature"
 }
 
 func (r *report) print(w io.Writer) error {
