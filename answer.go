@@ -1,7 +1,6 @@
 package alicaptcha
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/xml"
@@ -15,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
 )
 
@@ -159,7 +159,7 @@ func readAnswer(status int, body []byte) (Result, *Error) {
 		// outage of its refusal, nor is a pass believed that is not strict.
 		doc, err = parseDocument(body, jsontext.AllowInvalidUTF8(true))
 		switch {
-		case err == nil && doc.result.Passed && status == http.StatusOK:
+		case err == nil && doc.Result.VerifyResult == kind(jsontext.KindTrue) && status == http.StatusOK:
 			return Result{}, &Error{Code: RequestRefused, Status: status}
 		case err != nil:
 			doc = document{}
@@ -168,21 +168,18 @@ func readAnswer(status int, body []byte) (Result, *Error) {
 			}
 		}
 	}
-	if status == http.StatusOK && doc.success == jsontext.KindTrue && doc.code == "Success" && doc.hasVerdict {
-		if result, ok := doc.result.strict(); ok {
-			result.RequestID = token(doc.requestID)
-			return result, nil
-		}
+	if result, ok := doc.result(); ok && status == http.StatusOK {
+		return result, nil
 	}
 
-	e := &Error{Status: status, ServiceCode: token(doc.code), RequestID: token(doc.requestID)}
-	known, _ := lookUp(doc.code)
+	e := &Error{Status: status, ServiceCode: token(doc.Code.string), RequestID: token(doc.RequestID)}
+	known, _ := lookUp(doc.Code.string)
 	switch {
 	case known.code == ServiceThrottled || status == http.StatusTooManyRequests:
 		e.Code = ServiceThrottled
 	case known.code == Misconfigured:
 		e.Code = Misconfigured
-	case status >= 400 && status <= 499 || status == http.StatusOK && doc.success == jsontext.KindFalse:
+	case status >= 400 && status <= 499 || status == http.StatusOK && doc.Success == kind(jsontext.KindFalse):
 		e.Code = RequestRefused
 	default:
 		e.Code = ServiceUnavailable
@@ -200,117 +197,106 @@ func token(s string) string {
 	return s
 }
 
-// A document is the service's answer, as far as we read it.
+// A document is the service's answer, as far as it is read: strictly, by the json
+// package's rules (one value, UTF-8, no name twice) and those of the types here.
 type document struct {
-	code, requestID string
-	success         jsontext.Kind
-	hasVerdict      bool // VerifyResult is there and a boolean
-	result          Result
+	RequestID string `json:"RequestId"`
+	Code      text
+	Message   kind
+	Success   kind
+	Result    verdict
+
+	others
 }
 
-// The members that a document has of ours. One whose name differs from them in
-// case only makes it unreadable: somebody else might take it for ours.
-var (
-	documentNames = []string{"RequestId", "Code", "Success", "Result", "Message"}
-	resultNames   = []string{"VerifyResult", "VerifyCode", "CertifyId"}
-)
+type verdict struct {
+	VerifyResult kind
+	VerifyCode   text
+	CertifyID    string `json:"CertifyId"`
+
+	others
+}
+
+// others has the members that are not ours. The json package calls such a field
+// "embed", and "unknown" where it is the Go distribution's, by GOEXPERIMENT=jsonv2.
+type others struct {
+	Others map[string]jsontext.Value `json:",embed,unknown"`
+}
+
+// check returns an error if a name differs from one of ours in case only: somebody
+// else might take it for ours.
+func (o others) check(ours ...string) error {
+	for name := range o.Others {
+		if slices.ContainsFunc(ours, func(our string) bool { return strings.EqualFold(our, name) }) {
+			return errUnreadable
+		}
+	}
+	return nil
+}
 
 var errUnreadable = errors.New("alicaptcha: the answer is not of the service's form")
 
-// parseDocument reads body strictly: one JSON object, no name twice, each
-// member of its own type.
-func parseDocument(body []byte, opts ...jsontext.Options) (document, error) {
-	var doc document
-	dec := jsontext.NewDecoder(bytes.NewReader(body), opts...)
-	err := readObject(dec, documentNames, func(name string) (err error) {
-		switch name {
-		case "RequestId":
-			doc.requestID, err = readStringOrNull(dec)
-		case "Code":
-			doc.code, err = readString(dec)
-		case "Success":
-			doc.success = dec.PeekKind()
-			err = dec.SkipValue()
-		case "Result":
-			err = readObject(dec, resultNames, func(name string) (err error) {
-				switch name {
-				case "VerifyResult":
-					kind := dec.PeekKind()
-					doc.hasVerdict = kind == jsontext.KindTrue || kind == jsontext.KindFalse
-					doc.result.Passed = kind == jsontext.KindTrue
-					err = dec.SkipValue()
-				case "VerifyCode":
-					var code string
-					if code, err = readString(dec); err == nil && code == "" {
-						err = errUnreadable // only a missing one is an older service's
-					}
-					doc.result.Code = Code(code)
-				case "CertifyId":
-					doc.result.CertifyID, err = readStringOrNull(dec)
-				default:
-					err = dec.SkipValue()
-				}
-				return err
-			})
-		default:
-			err = dec.SkipValue()
-		}
-		return err
-	})
-	if err != nil {
-		return document{}, err
-	}
-	if _, err := dec.ReadToken(); err != io.EOF {
-		return document{}, errUnreadable
-	}
-	return doc, nil
+// A text is a string, and not null.
+type text struct {
+	string
+	isSet bool
 }
 
-// readObject calls member for each name of the object that comes next; member
-// reads the value.
-func readObject(dec *jsontext.Decoder, known []string, member func(name string) error) error {
-	if tok, err := dec.ReadToken(); err != nil || tok.Kind() != jsontext.KindBeginObject {
+func (t *text) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	tok, err := dec.ReadToken()
+	if err != nil || tok.Kind() != jsontext.KindString {
 		return errors.Join(errUnreadable, err)
 	}
-	for dec.PeekKind() == jsontext.KindString {
-		tok, err := dec.ReadToken()
-		if err != nil {
-			return err
-		}
-		name := tok.String()
-		if slices.ContainsFunc(known, func(k string) bool { return k != name && strings.EqualFold(k, name) }) {
-			return errUnreadable
-		}
-		if err := member(name); err != nil {
-			return err
-		}
-	}
-	_, err := dec.ReadToken()
-	return err
+	t.string, t.isSet = tok.String(), true
+	return nil
 }
 
-func readString(dec *jsontext.Decoder) (string, error) {
-	if dec.PeekKind() != jsontext.KindString {
-		return "", errUnreadable
-	}
-	tok, err := dec.ReadToken()
-	if err != nil {
-		return "", err
-	}
-	return tok.String(), nil
+// A kind is what is read of a value that may be of any.
+type kind jsontext.Kind
+
+func (k *kind) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	*k = kind(dec.PeekKind())
+	return dec.SkipValue()
 }
 
-func readStringOrNull(dec *jsontext.Decoder) (string, error) {
-	if dec.PeekKind() == jsontext.KindNull {
-		return "", dec.SkipValue()
+func (v *verdict) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
+	if dec.PeekKind() != jsontext.KindBeginObject { // null would be none
+		return errUnreadable
 	}
-	return readString(dec)
+	type plain verdict
+	if err := json.UnmarshalDecode(dec, (*plain)(v)); err != nil {
+		return err
+	}
+	if v.VerifyCode.isSet && v.VerifyCode.string == "" { // only a missing one is an older service's
+		return errUnreadable
+	}
+	return v.check("VerifyResult", "VerifyCode", "CertifyId")
+}
+
+func parseDocument(body []byte, opts ...json.Options) (doc document, err error) {
+	if err := json.Unmarshal(body, &doc, opts...); err != nil {
+		return document{}, err
+	}
+	return doc, doc.check("RequestId", "Code", "Message", "Success", "Result")
+}
+
+// result returns the verdict, if doc has one.
+func (doc *document) result() (Result, bool) {
+	r := doc.Result
+	isBool := r.VerifyResult == kind(jsontext.KindTrue) || r.VerifyResult == kind(jsontext.KindFalse)
+	if doc.Success != kind(jsontext.KindTrue) || doc.Code.string != "Success" || !isBool {
+		return Result{}, false
+	}
+	return Result{
+		Passed: r.VerifyResult == kind(jsontext.KindTrue), Code: Code(r.VerifyCode.string), CertifyID: r.CertifyID,
+		RequestID: token(doc.RequestID),
+	}.strict()
 }
 
 // fromXML takes Code and RequestId from a gateway's error in XML, if it is one.
 func (doc *document) fromXML(body []byte) {
 	var e struct{ Code, RequestId string }
 	if xml.Unmarshal(body, &e) == nil {
-		doc.code, doc.requestID = e.Code, e.RequestId
+		doc.Code.string, doc.RequestID = e.Code, e.RequestId
 	}
 }
