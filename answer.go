@@ -72,26 +72,34 @@ func (c connection) exchange(req *http.Request) (Result, *Error) {
 		return Result{}, e
 	}
 	if resp == nil || resp.Body == nil {
-		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{text: "the Transport returned neither an answer nor an error"}}
+		text := "the Transport returned neither an answer nor an error"
+		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{text: text}}
 	}
 	defer resp.Body.Close()
+	return readResponse(req.Context(), resp)
+}
+
+// readResponse reads the answer's body as far as it may be long.
+func readResponse(ctx context.Context, resp *http.Response) (Result, *Error) {
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		return readAnswer(resp.StatusCode, nil) // its body is the connection, which no deadline ends
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
-	// A refusal is one by its status alone: a gateway that cuts off what it
-	// finds too large must not look like an outage.
-	refused := resp.StatusCode >= 400 && resp.StatusCode <= 499
-	if err != nil && !refused {
-		e := callError(req.Context(), err)
+	isTooLong := len(body) > maxAnswerBytes
+	switch {
+	case resp.StatusCode >= 400 && resp.StatusCode <= 499:
+		// A refusal is one by its status alone: a gateway that cuts off what it
+		// finds too large must not look like an outage.
+	case err != nil:
+		e := callError(ctx, err)
 		e.Status = resp.StatusCode
 		return Result{}, e
-	}
-	if len(body) > maxAnswerBytes && resp.StatusCode == http.StatusOK {
+	case isTooLong && resp.StatusCode == http.StatusOK:
 		// The service may repeat what a client sent. That is no outage.
-		return Result{}, &Error{Code: RequestRefused, Status: resp.StatusCode, Err: safeError{text: "the answer is too long"}}
+		text := "the answer is too long"
+		return Result{}, &Error{Code: RequestRefused, Status: resp.StatusCode, Err: safeError{text: text}}
 	}
-	if err != nil || len(body) > maxAnswerBytes {
+	if err != nil || isTooLong {
 		body = nil
 	}
 	return readAnswer(resp.StatusCode, body)
@@ -113,29 +121,36 @@ func callError(ctx context.Context, err error) *Error {
 	if isExhausted(err) {
 		e.Code = Overloaded
 	}
-	// Only these texts are known to hold nothing but addresses and the fault.
-	safe := func(text string) { e.Err = safeError{text, err} }
+	if text, ok := safeText(err); ok {
+		e.Err = safeError{text, err}
+	}
+	return e
+}
+
+// safeText returns what may be shown of an error of a connection: the texts that
+// are known to hold nothing but addresses and the fault.
+func safeText(err error) (text string, ok bool) {
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
-		safe(dns.Error())
-	} else if op, ok := errors.AsType[*net.OpError](err); ok {
+		return dns.Error(), true
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok {
 		if inner, ok := errors.AsType[*net.OpError](op.Err); ok {
 			op = inner // of a proxy
 		}
-		errno, isErrno := errors.AsType[syscall.Errno](op.Err)
-		switch {
-		case op.Op == "dial" || op.Op == "remote error" || op.Op == "local error": // the last two are TLS alerts
-			safe(op.Error())
-		case isErrno:
-			safe(op.Op + ": " + errno.Error())
+		if op.Op == "dial" || op.Op == "remote error" || op.Op == "local error" { // the last two are TLS alerts
+			return op.Error(), true
 		}
-	} else if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		safe(cert.Error())
-	} else if record, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		safe(record.Msg)
-	} else if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		safe("the connection was closed before the end of the answer")
+		errno, ok := errors.AsType[syscall.Errno](op.Err)
+		return op.Op + ": " + errno.Error(), ok
 	}
-	return e
+	if cert, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
+		return cert.Error(), true
+	}
+	if record, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return record.Msg, true
+	}
+	isEnd := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	return "the connection was closed before the end of the answer", isEnd
 }
 
 // isExhausted reports whether err says that this machine has no more sockets or
@@ -172,19 +187,23 @@ func readAnswer(status int, body []byte) (Result, *Error) {
 		return result, nil
 	}
 
-	e := &Error{Status: status, ServiceCode: token(doc.Code.string), RequestID: token(doc.RequestID)}
+	return Result{}, &Error{
+		Code: doc.failure(status), Status: status, ServiceCode: token(doc.Code.string), RequestID: token(doc.RequestID),
+	}
+}
+
+// failure returns what a call ends as whose answer is no verdict.
+func (doc *document) failure(status int) Code {
 	known, _ := lookUp(doc.Code.string)
 	switch {
 	case known.code == ServiceThrottled || status == http.StatusTooManyRequests:
-		e.Code = ServiceThrottled
+		return ServiceThrottled
 	case known.code == Misconfigured:
-		e.Code = Misconfigured
+		return Misconfigured
 	case status >= 400 && status <= 499 || status == http.StatusOK && doc.Success == kind(jsontext.KindFalse):
-		e.Code = RequestRefused
-	default:
-		e.Code = ServiceUnavailable
+		return RequestRefused
 	}
-	return Result{}, e
+	return ServiceUnavailable
 }
 
 // token returns s if it has the shape of the service's Codes and IDs. A gateway

@@ -188,5 +188,6 @@ func logState(logger *slog.Logger, from, to gobreaker.State) {
 	if to == gobreaker.StateOpen {
 		level, text = slog.LevelWarn, "captcha: the breaker is open, the service is not asked"
 	}
-	logger.LogAttrs(context.Background(), level, text, slog.String("captcha.breaker_from", from.String()), slog.String("captcha.breaker", to.String()))
+	logger.LogAttrs(context.Background(), level, text,
+		slog.String("captcha.breaker_from", from.String()), slog.String("captcha.breaker", to.String()))
 }

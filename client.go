@@ -124,27 +124,13 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		errs = append(errs, fmt.Errorf("alicaptcha: ClientConfig."+format, args...))
 	}
 
-	host, known := endpoints[cfg.Region]
-	protocol := "https"
-	if !known && cfg.Region != "" {
-		fault("Region must be Mainland (%q) or International (%q)", string(Mainland), string(International))
-	}
-	switch {
-	case cfg.Endpoint != "":
-		var err error
-		if protocol, host, err = parseEndpoint(cfg.Endpoint); err != nil {
-			fault("Endpoint %w", err)
-		}
-	case cfg.Region == "":
-		fault("Region is required (Mainland or International), or Endpoint")
-	}
-
+	protocol, host := cfg.address(fault)
 	keys := cfg.keyring(fault)
-
 	transport := cfg.Transport
 	if transport == nil {
 		transport = newTransport()
-		// Only https is proxied, http is for loopback hosts. net/http would go round what it cannot read.
+		// Only https is proxied, http is for loopback hosts. net/http would go
+		// round what it cannot read.
 		if protocol != "http" && !isProxy(cmp.Or(os.Getenv("HTTPS_PROXY"), os.Getenv("https_proxy"))) {
 			fault("Transport: the environment's HTTPS_PROXY is not the URL of a proxy")
 		}
@@ -154,7 +140,8 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 
 	for name := range strings.SplitSeq(debugAtStart, ",") {
 		if name == "dara" || name == "credential" && cfg.Credential != nil {
-			errs = append(errs, fmt.Errorf("alicaptcha: the program was started with DEBUG=%s in its environment, which makes the SDK print keys, tokens and signatures to standard output: unset it and restart the program", name))
+			errs = append(errs, fmt.Errorf("alicaptcha: the program was started with DEBUG=%s in its environment, which makes "+
+				"the SDK print keys, tokens and signatures to standard output: unset it and restart the program", name))
 		}
 	}
 	if errs != nil {
@@ -225,6 +212,25 @@ func (c ClientConfig) staticKey(fault func(format string, args ...any)) accessKe
 // "https://captcha.ap-southeast-1.aliyuncs.com/", by POST.
 func (c *Client) Endpoint() string { return c.endpoint }
 
+// address returns where calls go, or tells fault what is wrong with it.
+func (c ClientConfig) address(fault func(format string, args ...any)) (protocol, host string) {
+	host, known := endpoints[c.Region]
+	if !known && c.Region != "" {
+		fault("Region must be Mainland (%q) or International (%q)", string(Mainland), string(International))
+	}
+	if c.Endpoint == "" {
+		if c.Region == "" {
+			fault("Region is required (Mainland or International), or Endpoint")
+		}
+		return "https", host
+	}
+	protocol, host, err := parseEndpoint(c.Endpoint)
+	if err != nil {
+		fault("Endpoint %w", err)
+	}
+	return protocol, host
+}
+
 func parseEndpoint(endpoint string) (protocol, host string, err error) {
 	raw := endpoint
 	if !strings.Contains(raw, "://") {
@@ -234,22 +240,31 @@ func parseEndpoint(endpoint string) (protocol, host string, err error) {
 	if err != nil {
 		return "", "", errors.New("is neither a host nor a URL") // err repeats a password in it
 	}
-	port, portErr := strconv.ParseUint(u.Port(), 10, 16)
 	switch name := u.Hostname(); {
 	case u.User != nil:
 		return "", "", errors.New("must not hold a user or a password")
 	case name == "" || strings.ContainsFunc(name, notInHost):
 		return "", "", errors.New("has no valid host")
-	case u.Port() == "" && strings.HasSuffix(u.Host, ":"), u.Port() != "" && (portErr != nil || port == 0):
+	case !hasValidPort(u):
 		return "", "", errors.New("has no valid port")
-	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
+	case *u != (url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}) || u.Path != "" && u.Path != "/":
 		return "", "", errors.New("must not have a path, a query or a fragment")
 	case u.Scheme == "http" && !isLoopback(name):
-		return "", "", errors.New("must be https: the param and the keys' signature would travel in the clear (http is for a loopback host)")
+		return "", "", errors.New("must be https: the param and the keys' signature would travel in the clear " +
+			"(http is for a loopback host)")
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", "", errors.New("must be a host, an https URL, or an http URL of a loopback host")
 	}
 	return u.Scheme, u.Host, nil
+}
+
+// hasValidPort reports whether u has no port or a possible one.
+func hasValidPort(u *url.URL) bool {
+	if u.Port() == "" {
+		return !strings.HasSuffix(u.Host, ":")
+	}
+	port, err := strconv.ParseUint(u.Port(), 10, 16)
+	return err == nil && port != 0
 }
 
 // isProxy reports whether s, a proxy from the environment, is empty or can be

@@ -290,27 +290,25 @@ func (k *errorKeeper) Read(p []byte) (int, error) {
 
 // A path leads to a value in JSON, a token for each level.
 type path struct {
-	tokens  []string
-	pointer bool // the tokens may also be indices of arrays
+	tokens    []string
+	isPointer bool // the tokens may also be indices of arrays
 }
 
 func checkPaths(function string, fields []string) []path {
 	var paths []path
 	for _, field := range checkFields(function, fields) {
-		p := path{tokens: []string{field}}
-		if pointer, ok := strings.CutPrefix(field, "/"); ok {
-			p = path{tokens: strings.Split(pointer, "/"), pointer: true}
-			for i, token := range p.tokens {
-				if unescaped := strings.NewReplacer("~0", "", "~1", "").Replace(token); strings.Contains(unescaped, "~") {
-					panic("alicaptcha: " + function + ": " + strconv.Quote(field) + " is not a JSON Pointer")
-				}
-				p.tokens[i] = strings.NewReplacer("~0", "~", "~1", "/").Replace(token)
-			}
-		}
 		if !utf8.ValidString(field) {
 			panic("alicaptcha: " + function + ": " + strconv.Quote(field) + " is not UTF-8")
 		}
-		paths = append(paths, p)
+		if !strings.HasPrefix(field, "/") {
+			paths = append(paths, path{tokens: []string{field}})
+			continue
+		}
+		pointer := jsontext.Pointer(field)
+		if !pointer.IsValid() {
+			panic("alicaptcha: " + function + ": " + strconv.Quote(field) + " is not a JSON Pointer")
+		}
+		paths = append(paths, path{slices.Collect(pointer.Tokens()), true})
 	}
 	return paths
 }
@@ -331,7 +329,7 @@ func fromJSON(r *http.Request, paths []path) (string, error) {
 		decoders.Put(dec)
 	}()
 
-	isPointer := func(p path) bool { return p.pointer }
+	isPointer := func(p path) bool { return p.isPointer }
 	switch kind := dec.PeekKind(); {
 	case kind == jsontext.KindBeginObject, kind == jsontext.KindBeginArray && slices.ContainsFunc(paths, isPointer):
 		return findJSON(dec, paths, 0)
@@ -357,53 +355,69 @@ func findJSON(dec *jsontext.Decoder, paths []path, level int) (string, error) {
 		if kind := dec.PeekKind(); kind == jsontext.KindEndObject || kind == jsontext.KindEndArray {
 			break
 		}
-		var name jsontext.Value
-		if inArray {
-			name = strconv.AppendInt(nil, int64(index), 10)
-		} else if name, err = dec.ReadValue(); err != nil {
-			return "", bodyError(err)
-		} else if bytes.IndexByte(name, '\\') >= 0 {
-			name, _ = jsontext.AppendUnquote(nil, name) // ReadValue has checked it
-		} else {
-			name = name[1 : len(name)-1]
-		}
-
-		here := false     // a path ends at this value
-		var deeper []path // those that lead into it
-		for _, p := range paths {
-			switch {
-			case p.tokens[level] != string(name) || inArray && !p.pointer:
-			case len(p.tokens) == level+1:
-				here = true
-			default:
-				deeper = append(deeper, p)
+		name := strconv.AppendInt(nil, int64(index), 10)
+		if !inArray {
+			if name, err = readName(dec); err != nil {
+				return "", bodyError(err)
 			}
 		}
-
-		var value string
-		switch kind := dec.PeekKind(); {
-		case here && kind == jsontext.KindString:
-			var token jsontext.Token
-			if token, err = dec.ReadToken(); err == nil {
-				value = token.String()
-			}
-		case deeper != nil && (kind == jsontext.KindBeginObject || kind == jsontext.KindBeginArray):
-			if value, err = findJSON(dec, deeper, level+1); err != nil {
-				return "", err
-			}
-		case here && kind != 0:
-			return "", errValue
-		default:
-			err = dec.SkipValue()
-		}
-		if err != nil {
-			return "", bodyError(err)
-		}
-		if value != "" {
-			return value, nil
+		here, deeper := follow(paths, level, name, inArray)
+		value, err := findValue(dec, here, deeper, level)
+		if value != "" || err != nil {
+			return value, err
 		}
 	}
 	if _, err := dec.ReadToken(); err != nil {
+		return "", bodyError(err)
+	}
+	return "", nil
+}
+
+// readName reads the name that comes next. It is good until the next read.
+func readName(dec *jsontext.Decoder) ([]byte, error) {
+	name, err := dec.ReadValue()
+	if err != nil {
+		return nil, err
+	}
+	if bytes.IndexByte(name, '\\') >= 0 {
+		return jsontext.AppendUnquote(nil, name)
+	}
+	return name[1 : len(name)-1], nil
+}
+
+// follow reports whether one of paths ends at the name, and returns those that
+// lead on from it.
+func follow(paths []path, level int, name []byte, inArray bool) (here bool, deeper []path) {
+	for _, p := range paths {
+		switch {
+		case p.tokens[level] != string(name) || inArray && !p.isPointer:
+		case len(p.tokens) == level+1:
+			here = true
+		default:
+			deeper = append(deeper, p)
+		}
+	}
+	return here, deeper
+}
+
+// findValue reads the value that comes next: the field's if a path ends here, or
+// one that may hold it.
+func findValue(dec *jsontext.Decoder, here bool, deeper []path, level int) (string, error) {
+	var err error
+	switch kind := dec.PeekKind(); {
+	case here && kind == jsontext.KindString:
+		var token jsontext.Token
+		if token, err = dec.ReadToken(); err == nil {
+			return token.String(), nil
+		}
+	case deeper != nil && (kind == jsontext.KindBeginObject || kind == jsontext.KindBeginArray):
+		return findJSON(dec, deeper, level+1)
+	case here && kind != 0:
+		return "", errValue
+	default:
+		err = dec.SkipValue()
+	}
+	if err != nil {
 		return "", bodyError(err)
 	}
 	return "", nil

@@ -37,7 +37,7 @@ type keyring struct {
 	mu         sync.Mutex
 	key        accessKey
 	got, asked time.Time     // when the source last gave keys, and was last asked
-	failed     bool          // it gave none when last asked, or has not answered for keysPatience; forgotten after keysStale
+	failed     bool          // it gave none when last asked, or is late by keysPatience; forgotten after keysStale
 	broken     bool          // it has failed since it last gave keys
 	asking     chan struct{} // closed when the source has answered; nil while it is not being asked
 }
@@ -68,25 +68,32 @@ func askFor(source credentials.Credential) (key accessKey, err error) {
 	defer func() {
 		// It also runs in a goroutine of ours, where a panic would end the program.
 		if v := recover(); v != nil {
-			err = &Error{Code: Misconfigured, Err: safeError{text: fmt.Sprintf("the Credential panicked with a %T", v)}}
+			err = credentialError(fmt.Sprintf("the Credential panicked with a %T", v), nil)
 		}
 	}()
 	model, err := source.GetCredential()
 	if err != nil {
-		return accessKey{}, &Error{Code: Misconfigured, Err: safeError{fmt.Sprintf("the Credential failed with a %T", err), err}}
+		return accessKey{}, credentialError(fmt.Sprintf("the Credential failed with a %T", err), err)
 	}
 	if model == nil || dara.StringValue(model.AccessKeyId) == "" || dara.StringValue(model.AccessKeySecret) == "" {
-		return accessKey{}, &Error{Code: Misconfigured, Err: safeError{text: "the Credential has no AccessKey pair"}}
+		return accessKey{}, credentialError("the Credential has no AccessKey pair", nil)
 	}
 	if kind := dara.StringValue(model.Type); kind == "bearer" || kind == "id_token" {
-		return accessKey{}, &Error{Code: Misconfigured, Err: safeError{text: "the Credential is of a type that signs nothing"}}
+		return accessKey{}, credentialError("the Credential is of a type that signs nothing", nil)
 	}
 	for _, value := range []*string{model.AccessKeyId, model.AccessKeySecret, model.SecurityToken} {
 		if strings.ContainsFunc(dara.StringValue(value), notInKey) {
-			return accessKey{}, &Error{Code: Misconfigured, Err: safeError{text: "the Credential's keys have white space or other characters that no key has"}}
+			text := "the Credential's keys have white space or other characters that no key has"
+			return accessKey{}, credentialError(text, nil)
 		}
 	}
 	return accessKey{model: *model}, nil
+}
+
+// credentialError returns the Error for a Credential that gives no keys. The text is
+// shown, err is not.
+func credentialError(text string, err error) *Error {
+	return &Error{Code: Misconfigured, Err: safeError{text, err}}
 }
 
 // notInKey reports a rune that stands in no key; most often it is the newline
@@ -116,7 +123,7 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 	patience := keysPatience - now.Sub(k.asked)
 	k.mu.Unlock()
 	if overdue {
-		k.logFailure(&Error{Code: Misconfigured, Err: safeError{text: "the Credential does not answer"}})
+		k.logFailure(credentialError("the Credential does not answer", nil))
 	}
 	if usable || asking == nil {
 		return key, nil
@@ -138,7 +145,7 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 // renew asks the source once.
 func (k *keyring) renew() {
 	var key accessKey
-	var err error = &Error{Code: Misconfigured, Err: safeError{text: "the Credential ended its goroutine"}}
+	var err error = credentialError("the Credential ended its goroutine", nil)
 	defer func() { // also if the source does that
 		k.mu.Lock()
 		mended := k.broken && err == nil
@@ -163,7 +170,8 @@ func (k *keyring) renew() {
 // logFailure logs err, which shows nothing of what the source said.
 func (k *keyring) logFailure(err error) {
 	if isDue(&k.logLimit) {
-		k.log().Error("captcha: the Credential gave no new keys, the old ones serve on until they end", "captcha.error", err.Error())
+		k.log().Error("captcha: the Credential gave no new keys, the old ones serve on until they end",
+			"captcha.error", err.Error())
 	}
 }
 

@@ -18,6 +18,7 @@
 package alicaptcha
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -122,24 +123,36 @@ type Middleware struct {
 // naming its field. Changing cfg afterwards, its Policy and Extractors
 // included, changes nothing.
 func New(cfg Config) (*Middleware, error) {
+	cfg, errs := cfg.complete()
+	if errs != nil {
+		return nil, errors.Join(errs...)
+	}
+	m := &Middleware{
+		cfg:       cfg,
+		slots:     make(chan struct{}, cfg.MaxConcurrent),
+		limiting:  make(chan struct{}, cfg.MaxConcurrent),
+		logLimits: make(map[Code]*rate.Sometimes),
+		panics:    rate.Sometimes{Interval: time.Minute},
+		deadlines: rate.Sometimes{Interval: time.Minute},
+		limiters:  rate.Sometimes{Interval: time.Minute},
+	}
+	for c := range codes {
+		if _, once := c.severity(); once {
+			m.logLimits[c] = &rate.Sometimes{Interval: time.Minute}
+		}
+	}
+	return m, nil
+}
+
+// complete returns a copy of cfg with the defaults in place, and every fault of cfg.
+func (cfg Config) complete() (Config, []error) {
 	var errs []error
 	fault := func(text string) { errs = append(errs, errors.New("alicaptcha: Config."+text)) }
 
 	if isNil(cfg.Verifier) {
 		fault("Verifier is required")
 	}
-	scenes := 0
-	for _, given := range []bool{cfg.SceneID != "", cfg.SceneIDFunc != nil, cfg.AnyScene} {
-		if given {
-			scenes++
-		}
-	}
-	if scenes != 1 {
-		fault("SceneID is required, or else SceneIDFunc or AnyScene; only one of the three may be set")
-	}
-	if cfg.SceneID != strings.TrimSpace(cfg.SceneID) || !utf8.ValidString(cfg.SceneID) {
-		fault("SceneID has white space around it, or is not UTF-8")
-	}
+	cfg.checkScene(fault)
 	if cfg.Extractors == nil {
 		cfg.Extractors = DefaultExtractors()
 	}
@@ -158,13 +171,11 @@ func New(cfg Config) (*Middleware, error) {
 	if cfg.Timeout < 0 {
 		fault("Timeout is negative")
 	}
-	if cfg.Timeout == 0 {
-		cfg.Timeout = defaultTimeout
-	}
+	cfg.Timeout = cmp.Or(cfg.Timeout, defaultTimeout)
 	for _, limit := range []struct {
 		name  string
 		value *int
-		byDef int
+		def   int
 	}{
 		{"MaxParamBytes", &cfg.MaxParamBytes, 32 << 10},
 		{"MaxBodyBytes", &cfg.MaxBodyBytes, 128 << 10},
@@ -173,29 +184,24 @@ func New(cfg Config) (*Middleware, error) {
 		if *limit.value < 0 {
 			fault(limit.name + " is negative")
 		}
-		if *limit.value == 0 {
-			*limit.value = limit.byDef
-		}
+		*limit.value = cmp.Or(*limit.value, limit.def)
 	}
-	if errs != nil {
-		return nil, errors.Join(errs...)
-	}
+	return cfg, errs
+}
 
-	m := &Middleware{
-		cfg:       cfg,
-		slots:     make(chan struct{}, cfg.MaxConcurrent),
-		limiting:  make(chan struct{}, cfg.MaxConcurrent),
-		logLimits: make(map[Code]*rate.Sometimes),
-		panics:    rate.Sometimes{Interval: time.Minute},
-		deadlines: rate.Sometimes{Interval: time.Minute},
-		limiters:  rate.Sometimes{Interval: time.Minute},
-	}
-	for c := range codes {
-		if _, once := c.severity(); once {
-			m.logLimits[c] = &rate.Sometimes{Interval: time.Minute}
+func (cfg Config) checkScene(fault func(text string)) {
+	scenes := 0
+	for _, isGiven := range []bool{cfg.SceneID != "", cfg.SceneIDFunc != nil, cfg.AnyScene} {
+		if isGiven {
+			scenes++
 		}
 	}
-	return m, nil
+	if scenes != 1 {
+		fault("SceneID is required, or else SceneIDFunc or AnyScene; only one of the three may be set")
+	}
+	if cfg.SceneID != strings.TrimSpace(cfg.SceneID) || !utf8.ValidString(cfg.SceneID) {
+		fault("SceneID has white space around it, or is not UTF-8")
+	}
 }
 
 // zero reports a Middleware that New did not make.
@@ -269,7 +275,8 @@ func (m *Middleware) extract(r *http.Request) (string, *Error) {
 			return "", fault
 		}
 		if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
-			return "", &Error{Code: ParamTooLarge, Err: safeError{fmt.Sprintf("not found in the first %d bytes of the body", tooLarge.Limit), err}}
+			text := fmt.Sprintf("not found in the first %d bytes of the body", tooLarge.Limit)
+			return "", &Error{Code: ParamTooLarge, Err: safeError{text, err}}
 		}
 		return "", &Error{Code: ParamMalformed, Err: err}
 	}
@@ -282,46 +289,6 @@ func (m *Middleware) extract(r *http.Request) (string, *Error) {
 		return "", &Error{Code: ParamMalformed, Err: safeError{text: "the param is not UTF-8"}}
 	}
 	return param, nil
-}
-
-// judge takes a request that has come with param, or with a fault in its place,
-// to its Outcome, and tells the log and the observer. Its ctx is that of r, and
-// known as a callback's.
-func (m *Middleware) judge(ctx context.Context, r *http.Request, param string, fault *Error) Outcome {
-	if m.zero() {
-		o := Outcome{Code: Misconfigured, Err: &Error{Code: Misconfigured, Err: errNoMiddleware}}
-		o.Action = Policy(nil).action(o.Code, nil)
-		slog.Default().LogAttrs(ctx, slog.LevelError, "captcha: rejected, because no Middleware that New made stands before the handler",
-			slog.String("captcha.code", string(o.Code)))
-		return o
-	}
-
-	o := Outcome{SceneID: m.cfg.SceneID}
-	if m.cfg.SceneIDFunc != nil {
-		o.SceneID = m.cfg.SceneIDFunc(r)
-	}
-	mayOpen := true
-	switch {
-	case o.SceneID == "" && !m.cfg.AnyScene:
-		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoScene}, false
-	case fault == nil:
-		o.Result, o.Duration, fault, mayOpen = m.callVerifier(ctx, Request{Param: param, SceneID: o.SceneID})
-	}
-	o.Code = o.Result.Code
-	if fault != nil {
-		o.Code, o.Err = fault.Code, fault
-	}
-	o.Action = m.cfg.Policy.action(o.Code, func(l Limiter) bool {
-		return mayOpen && (l == nil || m.askLimiter(ctx, l))
-	})
-	o.Allowed = o.Action.Allow
-	o.Verified = o.Result.Passed && o.Code != T005
-
-	m.log(ctx, o)
-	if m.cfg.Observe != nil {
-		m.cfg.Observe(ctx, o)
-	}
-	return o
 }
 
 var (
@@ -339,7 +306,9 @@ const enoughTime = time.Second
 // callVerifier asks the Verifier. With a fault there is no verdict; mayOpen says
 // whether a Policy may let the request through all the same, which it may for an
 // error that the Verifier returned.
-func (m *Middleware) callVerifier(ctx context.Context, req Request) (result Result, took time.Duration, fault *Error, mayOpen bool) {
+func (m *Middleware) callVerifier(ctx context.Context, req Request) (
+	result Result, took time.Duration, fault *Error, mayOpen bool,
+) {
 	if fault := ended(ctx); fault != nil {
 		return Result{}, 0, fault, false
 	}
@@ -360,29 +329,9 @@ func (m *Middleware) callVerifier(ctx context.Context, req Request) (result Resu
 		}
 	}()
 
-	// A client that hangs up does not end the call, which would cost a
-	// connection each time: it goes on, in its place of MaxConcurrent. Only a
-	// deadline ends it, and it is one for the Verifier if it leaves enough time;
-	// else it is a cancellation, because a client must not be able to make the
-	// service look slow.
 	start := time.Now()
-	deadline, tooShort := start.Add(m.cfg.Timeout), false
-	if brought, ok := ctx.Deadline(); ok && brought.Before(deadline) {
-		left := brought.Sub(start)
-		m.logDeadline(ctx, left)
-		if tooShort = left < min(enoughTime, m.cfg.Timeout); !tooShort {
-			deadline = brought
-		}
-	}
-	asking, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	asking, cancel, tooShort := m.callContext(ctx, start)
 	defer cancel()
-	if tooShort {
-		defer context.AfterFunc(ctx, func() {
-			if ctx.Err() == context.DeadlineExceeded {
-				cancel()
-			}
-		})()
-	}
 
 	defer func() { took = time.Since(start) }()
 	result, err := m.cfg.Verifier.Verify(asking, req)
@@ -398,6 +347,34 @@ func (m *Middleware) callVerifier(ctx context.Context, req Request) (result Resu
 		return Result{}, 0, &Error{Code: ServiceUnavailable, Err: errNoVerdict}, false
 	}
 	return verdict, 0, nil, true
+}
+
+// callContext returns the context for a call that begins at start, and whether the
+// deadline that the request brought along leaves it too little time.
+//
+// A client that hangs up does not end the call, which would cost a connection each
+// time: it goes on, in its place of MaxConcurrent. Only a deadline ends it, and
+// that is one for the Verifier if it leaves enough time; else it is a cancellation,
+// because a client must not be able to make the service look slow.
+func (m *Middleware) callContext(ctx context.Context, start time.Time) (context.Context, context.CancelFunc, bool) {
+	deadline, tooShort := start.Add(m.cfg.Timeout), false
+	if brought, ok := ctx.Deadline(); ok && brought.Before(deadline) {
+		left := brought.Sub(start)
+		m.logDeadline(ctx, left)
+		if tooShort = left < min(enoughTime, m.cfg.Timeout); !tooShort {
+			deadline = brought
+		}
+	}
+	asking, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
+	if !tooShort {
+		return asking, cancel, false
+	}
+	stop := context.AfterFunc(ctx, func() {
+		if ctx.Err() == context.DeadlineExceeded {
+			cancel()
+		}
+	})
+	return asking, func() { stop(); cancel() }, true
 }
 
 // ended returns the Error for a request whose context is done, or nil.
@@ -426,48 +403,4 @@ func classify(asking context.Context, err error) *Error {
 		code = ServiceTimeout
 	}
 	return &Error{Code: code, Err: err}
-}
-
-// limiterPatience is how long a Limiter is waited for.
-const limiterPatience = time.Second
-
-// askLimiter reports whether l lets one more request through. At most
-// MaxConcurrent calls of Limiters are under way at once, and none of them holds
-// a request for longer than limiterPatience.
-func (m *Middleware) askLimiter(ctx context.Context, l Limiter) bool {
-	select {
-	case m.limiting <- struct{}{}:
-	default:
-		m.logLimiter(ctx)
-		return false
-	}
-	type answer struct {
-		allowed  bool
-		panicked any
-		stack    []byte
-	}
-	answered := make(chan answer, 1)
-	go func() {
-		var a answer
-		defer func() { // also if the Limiter ends its goroutine
-			if a.panicked = recover(); a.panicked != nil {
-				a.stack = debug.Stack()
-			}
-			<-m.limiting
-			answered <- a
-		}()
-		a.allowed = l.Allow()
-	}()
-	tooLong := time.NewTimer(limiterPatience)
-	defer tooLong.Stop()
-	select {
-	case a := <-answered:
-		if a.panicked != nil {
-			m.logPanic(ctx, "captcha: the Limiter panicked", a.panicked, a.stack)
-		}
-		return a.allowed
-	case <-tooLong.C:
-		m.logLimiter(ctx)
-		return false
-	}
 }

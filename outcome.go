@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"runtime/debug"
 	"time"
 
 	"github.com/alicaptcha/alicaptcha/internal/gate"
@@ -34,21 +36,110 @@ func FromContext(ctx context.Context) (Outcome, bool) {
 	return Outcome{}, false
 }
 
-func (m *Middleware) log(ctx context.Context, o Outcome) {
-	level, text := slog.LevelDebug, "captcha: passed"
+// judge takes a request that has come with param, or with a fault in its place,
+// to its Outcome, and tells the log and the observer. Its ctx is that of r, and
+// known as a callback's.
+func (m *Middleware) judge(ctx context.Context, r *http.Request, param string, fault *Error) Outcome {
+	if m.zero() {
+		o := Outcome{Code: Misconfigured, Err: &Error{Code: Misconfigured, Err: errNoMiddleware}}
+		o.Action = Policy(nil).action(o.Code, nil)
+		slog.Default().LogAttrs(ctx, slog.LevelError,
+			"captcha: rejected, because no Middleware that New made stands before the handler",
+			slog.String("captcha.code", string(o.Code)))
+		return o
+	}
+
+	o := Outcome{SceneID: m.cfg.SceneID}
+	if m.cfg.SceneIDFunc != nil {
+		o.SceneID = m.cfg.SceneIDFunc(r)
+	}
+	mayOpen := true
+	switch {
+	case o.SceneID == "" && !m.cfg.AnyScene:
+		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoScene}, false
+	case fault == nil:
+		o.Result, o.Duration, fault, mayOpen = m.callVerifier(ctx, Request{Param: param, SceneID: o.SceneID})
+	}
+	o.Code = o.Result.Code
+	if fault != nil {
+		o.Code, o.Err = fault.Code, fault
+	}
+	o.Action = m.cfg.Policy.action(o.Code, func(l Limiter) bool {
+		return mayOpen && (l == nil || m.askLimiter(ctx, l))
+	})
+	o.Allowed = o.Action.Allow
+	o.Verified = o.Result.Passed && o.Code != T005
+
+	m.log(ctx, o)
+	if m.cfg.Observe != nil {
+		m.cfg.Observe(ctx, o)
+	}
+	return o
+}
+
+// limiterPatience is how long a Limiter is waited for.
+const limiterPatience = time.Second
+
+// askLimiter reports whether l lets one more request through. At most
+// MaxConcurrent calls of Limiters are under way at once, and none of them holds
+// a request for longer than limiterPatience.
+func (m *Middleware) askLimiter(ctx context.Context, l Limiter) bool {
+	select {
+	case m.limiting <- struct{}{}:
+	default:
+		m.logLimiter(ctx)
+		return false
+	}
+	type answer struct {
+		allowed  bool
+		panicked any
+		stack    []byte
+	}
+	answered := make(chan answer, 1)
+	go func() {
+		var a answer
+		defer func() { // also if the Limiter ends its goroutine
+			if a.panicked = recover(); a.panicked != nil {
+				a.stack = debug.Stack()
+			}
+			<-m.limiting
+			answered <- a
+		}()
+		a.allowed = l.Allow()
+	}()
+	tooLong := time.NewTimer(limiterPatience)
+	defer tooLong.Stop()
+	select {
+	case a := <-answered:
+		if a.panicked != nil {
+			m.logPanic(ctx, "captcha: the Limiter panicked", a.panicked, a.stack)
+		}
+		return a.allowed
+	case <-tooLong.C:
+		m.logLimiter(ctx)
+		return false
+	}
+}
+
+// message returns the level and the text of the line about o.
+func (m *Middleware) message(o Outcome) (slog.Level, string) {
 	switch {
 	case o.Allowed && o.Verified && !o.Code.Known():
-		level, text = slog.LevelWarn, "captcha: passed with a code that this version does not know"
+		return slog.LevelWarn, "captcha: passed with a code that this version does not know"
 	case o.Allowed && o.Verified:
+		return slog.LevelDebug, "captcha: passed"
 	case o.Allowed && o.Result.Passed: // test mode, by the operator's word
-		level, text = slog.LevelWarn, "captcha: let through unverified"
+		return slog.LevelWarn, "captcha: let through unverified"
 	case o.Allowed:
-		level, text = max(m.severity(o.Code), slog.LevelWarn), "captcha: let through unverified"
+		return max(m.severity(o.Code), slog.LevelWarn), "captcha: let through unverified"
 	case m.cfg.ReportOnly:
-		level, text = max(m.severity(o.Code), slog.LevelWarn), "captcha: let through by ReportOnly, would have been rejected"
-	default:
-		level, text = m.severity(o.Code), "captcha: rejected"
+		return max(m.severity(o.Code), slog.LevelWarn), "captcha: let through by ReportOnly, would have been rejected"
 	}
+	return m.severity(o.Code), "captcha: rejected"
+}
+
+func (m *Middleware) log(ctx context.Context, o Outcome) {
+	level, text := m.message(o)
 	logger := m.logger()
 	if !logger.Enabled(ctx, level) {
 		return
@@ -94,7 +185,8 @@ func (m *Middleware) logLimiter(ctx context.Context) {
 
 func (m *Middleware) logDeadline(ctx context.Context, left time.Duration) {
 	if isDue(&m.deadlines) {
-		m.logger().LogAttrs(ctx, slog.LevelWarn, "captcha: the request's own deadline leaves the call less time than Config.Timeout",
+		m.logger().LogAttrs(ctx, slog.LevelWarn,
+			"captcha: the request's own deadline leaves the call less time than Config.Timeout",
 			slog.Duration("captcha.left", left), slog.Duration("captcha.timeout", m.cfg.Timeout))
 	}
 }

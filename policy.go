@@ -62,7 +62,7 @@ const (
 	ServiceUnavailable Code = "service_unavailable" // network, 5xx, an answer that is no verdict, open breaker
 	ServiceThrottled   Code = "service_throttled"   // over the account's limit
 	Misconfigured      Code = "misconfigured"       // credentials, permissions, activation, endpoint, scene
-	Overloaded         Code = "overloaded"          // our own limit on verifications at once, or too little left of the request's own deadline
+	Overloaded         Code = "overloaded"          // our own limit, or too little left of the request's own deadline
 )
 
 // Reasons that a rejected client is told. They are all it is told: the codes
@@ -105,45 +105,105 @@ var (
 // codes is never written to.
 var codes = map[Code]codeInfo{
 	T001: {"The service passed the param.", Allow(), openFreely},
-	T005: {"The scene is in test mode and passes everybody: switch test mode off in the console, or allow T005 in the Policy where that is meant.", actOperator, openFreely},
+	T005: {
+		"The scene is in test mode and passes everybody: switch test mode off in the console, or allow " +
+			"T005 in the Policy where that is meant.",
+		actOperator, openFreely,
+	},
 	T006: {"The service passed the param by the console's allow-list.", Allow(), openFreely},
 
 	F001: {"The service suspects an attack, or its risk policy refused the param.", actRejected, openFreely},
 	F002: {"The service received an empty param.", actInvalid, openNever},
 	F003: {"The service received a malformed param: it was damaged or made up.", actInvalid, openNever},
-	F004: {"The scene is in test mode and fails everybody: switch test mode off in the console.", actOperator, openFreely},
-	F005: {"The scene ID does not exist: compare SceneID with the console; if only few requests end so, they were tampered with.", actOperator, openNever},
-	F006: {"The scene ID belongs to another account: compare SceneID and the AccessKey with the console; if only few requests end so, they were tampered with.", actOperator, openNever},
+	F004: {
+		"The scene is in test mode and fails everybody: switch test mode off in the console.",
+		actOperator, openFreely,
+	},
+	F005: {
+		"The scene ID does not exist: compare SceneID with the console; if only few requests end so, they " +
+			"were tampered with.",
+		actOperator, openNever,
+	},
+	F006: {
+		"The scene ID belongs to another account: compare SceneID and the AccessKey with the console; if " +
+			"only few requests end so, they were tampered with.",
+		actOperator, openNever,
+	},
 	F007: {"The verification timed out at the service.", actExpired, openFreely},
 	F008: {"The param was submitted before: a param is good for one verification.", actExpired, openNever},
 	F009: {"The service detected a virtual device or an emulator.", actRefused, openFreely},
 	F010: {"Too many requests came from one IP address.", actRateLimited, openFreely},
 	F011: {"Too many requests came from one device.", actRateLimited, openFreely},
-	F012: {"The param was made for another scene: if everybody gets this, compare SceneID with the page's; if few do, they were tampered with.", actRefused, openNever},
+	F012: {
+		"The param was made for another scene: if everybody gets this, compare SceneID with the page's; " +
+			"if few do, they were tampered with.",
+		actRefused, openNever,
+	},
 	F013: {"The service received an incomplete param.", actInvalid, openNever},
-	F014: {"The service has no record of the challenge: it was never started, or more than 20 minutes ago.", actExpired, openNever},
+	F014: {
+		"The service has no record of the challenge: it was never started, or more than 20 minutes ago.",
+		actExpired, openNever,
+	},
 	F015: {"The client failed the challenge.", actRejected, openFreely},
-	F016: {"The console's URL policy refused the page: if everybody gets this, allow the page's URL there; if few do, they were tampered with.", actRefused, openFreely},
+	F016: {
+		"The console's URL policy refused the page: if everybody gets this, allow the page's URL there; " +
+			"if few do, they were tampered with.",
+		actRefused, openFreely,
+	},
 	F017: {"The service suspects an attack: the protocol or a parameter is anomalous.", actRejected, openFreely},
 	F018: {"The param was used before: a param is good for one verification.", actExpired, openNever},
 	F019: {"More than 90 seconds passed since the challenge was solved.", actExpired, openFreely},
 	F020: {"The ticket does not match the scene or the user.", actRejected, openFreely},
-	F021: {"The scene at verification is not the one of the challenge: if everybody gets this, compare SceneID with the page's; if few do, they were tampered with.", actRefused, openFreely},
-	F022: {"The check of the encrypted mode failed: if everybody gets this, compare the page's encrypted scene ID with the console; if few do, they were tampered with.", actRefused, openFreely},
-	F023: {"The page could not start the challenge and sent a disaster-recovery param.", actRejected, openFreely},
+	F021: {
+		"The scene at verification is not the one of the challenge: if everybody gets this, compare " +
+			"SceneID with the page's; if few do, they were tampered with.",
+		actRefused, openFreely,
+	},
+	F022: {
+		"The check of the encrypted mode failed: if everybody gets this, compare the page's encrypted " +
+			"scene ID with the console; if few do, they were tampered with.",
+		actRefused, openFreely,
+	},
+	F023: {
+		"The page could not start the challenge and sent a disaster-recovery param.",
+		actRejected, openFreely,
+	},
 	F024: {"The service detected an automation script.", actRefused, openFreely},
 	F025: {"A model of the service flagged the request.", actRejected, openFreely},
 
-	ParamMissing:       {"The request carries no param.", Action{Status: 400, Reason: reasonMissing, Retry: true}, openFreely},
-	ParamMalformed:     {"The param or the body around it could not be read.", actInvalid, openNever},
-	ParamTooLarge:      {"The param, or what lies before it in the body, is over the limit.", Action{Status: 413, Reason: reasonInvalid}, openNever},
-	RequestRefused:     {"The service, or a gateway before it, refused the request without a verdict.", actInvalid, openNever},
-	ClientCanceled:     {"The client went away.", Action{Status: 503}, openNever},
-	ServiceTimeout:     {"The service did not answer in time.", actUnavailable, openLimited},
-	ServiceUnavailable: {"The service could not be reached, or gave an answer that is no verdict.", actUnavailable, openLimited},
-	ServiceThrottled:   {"The service throttled the call: the account's limit on verifications a second is reached.", actUnavailable, openNever},
-	Misconfigured:      {"The operator has to act: check the AccessKey and its permission AliyunYundunAFSFullAccess, that the service is activated and paid, the endpoint, the clock and the scene ID.", actOperator, openLimited},
-	Overloaded:         {"The limit on verifications at once, the request's own deadline, or a limit of this machine (open files, ports, memory) was reached.", actUnavailable, openNever},
+	ParamMissing: {
+		"The request carries no param.",
+		Action{Status: 400, Reason: reasonMissing, Retry: true}, openFreely,
+	},
+	ParamMalformed: {"The param or the body around it could not be read.", actInvalid, openNever},
+	ParamTooLarge: {
+		"The param, or what lies before it in the body, is over the limit.",
+		Action{Status: 413, Reason: reasonInvalid}, openNever,
+	},
+	RequestRefused: {
+		"The service, or a gateway before it, refused the request without a verdict.",
+		actInvalid, openNever,
+	},
+	ClientCanceled: {"The client went away.", Action{Status: 503}, openNever},
+	ServiceTimeout: {"The service did not answer in time.", actUnavailable, openLimited},
+	ServiceUnavailable: {
+		"The service could not be reached, or gave an answer that is no verdict.",
+		actUnavailable, openLimited,
+	},
+	ServiceThrottled: {
+		"The service throttled the call: the account's limit on verifications a second is reached.",
+		actUnavailable, openNever,
+	},
+	Misconfigured: {
+		"The operator has to act: check the AccessKey and its permission AliyunYundunAFSFullAccess, that " +
+			"the service is activated and paid, the endpoint, the clock and the scene ID.",
+		actOperator, openLimited,
+	},
+	Overloaded: {
+		"The limit on verifications at once, the request's own deadline, or a limit of this machine (open " +
+			"files, ports, memory) was reached.",
+		actUnavailable, openNever,
+	},
 }
 
 // Description returns one sentence about c for a log or an operator. It is not
@@ -313,27 +373,31 @@ func (p Policy) check() (Policy, []error) {
 		if a.RetryAfter < 0 {
 			fault("RetryAfter is negative")
 		}
-		if a.Limit != nil {
-			switch {
-			case !a.Allow:
-				fault("Limit without Allow has no effect")
-			case passed:
-				fault("Limit on a T code: the service's own pass is not bounded")
-			case isNil(a.Limit):
-				a.Limit = never{}
-				checked[c] = a
-			}
+		switch {
+		case a.Limit == nil:
+		case !a.Allow:
+			fault("Limit without Allow has no effect")
+		case passed:
+			fault("Limit on a T code: the service's own pass is not bounded")
+		case isNil(a.Limit):
+			a.Limit = never{}
+			checked[c] = a
 		}
 		if a.Allow {
-			switch {
-			case codes[c].open == openNever:
-				fault("must not be let through: a client can cause it at will")
-			case codes[c].open == openLimited && a.Limit == nil:
-				fault("must not be let through without a bound: use AllowAtMost")
-			}
+			codes[c].open.check(a.Limit, fault)
 		}
 	}
 	return checked, errs
+}
+
+// check tells fault what is against letting through by limit.
+func (o opening) check(limit Limiter, fault func(format string, args ...any)) {
+	switch {
+	case o == openNever:
+		fault("must not be let through: a client can cause it at will")
+	case o == openLimited && limit == nil:
+		fault("must not be let through without a bound: use AllowAtMost")
+	}
 }
 
 // action returns the Action for c, complete. Where the Policy lets c through, open

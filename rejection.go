@@ -132,7 +132,8 @@ func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
 		if title == "" {
 			title = "Rejected"
 		}
-		body, _ = json.Marshal(problem{"about:blank", title, a.Status, words.detail(a, seconds), a.Reason, a.Retry}) // strings, a number and a bool
+		p := problem{"about:blank", title, a.Status, words.detail(a, seconds), a.Reason, a.Retry}
+		body, _ = json.Marshal(p) // strings, a number and a bool
 		body = append(body, '\n')
 	}
 	w.WriteHeader(a.Status)
@@ -164,7 +165,9 @@ func (words wording) page(r *http.Request, lang, detail string) []byte {
 	if len(referer) > maxReferer {
 		referer = ""
 	}
-	if from, err := url.Parse(referer); err == nil && from.Host == r.Host && strings.HasPrefix(from.Path, "/") && !strings.HasPrefix(from.Path, "//") {
+	from, err := url.Parse(referer)
+	isOurs := err == nil && from.Host == r.Host
+	if isOurs && strings.HasPrefix(from.Path, "/") && !strings.HasPrefix(from.Path, "//") {
 		back = `<p><a href="` + html.EscapeString(from.RequestURI()) + `">` + words.back + `</a></p>`
 	}
 	return []byte(`<!DOCTYPE html>
