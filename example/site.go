@@ -88,7 +88,7 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 		// see chi's other ClientIPFrom… for what to trust then.
 		r.Use(middleware.ClientIPFromRemoteAddr)
 		r.Use(httprate.LimitBy(postsAMinute, time.Minute, func(r *http.Request) (string, error) {
-			return httprate.CanonicalizeIP(middleware.GetClientIP(r.Context())), nil
+			return address(r), nil
 		}, httprate.WithLimitHandler(tooMany)))
 		r.Use(middleware.RequestSize(maxBodyBytes)) // an http.MaxBytesReader
 
@@ -97,6 +97,12 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 		r.With(login.Deferred).Post("/adaptive", newAdaptive().handle)
 	})
 	return r, nil
+}
+
+// address returns the client's address; of IPv6, where a client has many, the
+// network.
+func address(r *http.Request) string {
+	return httprate.CanonicalizeIP(middleware.GetClientIP(r.Context()))
 }
 
 // secure sets the headers that suit every answer.
@@ -143,41 +149,83 @@ func (in loginBody) correct() bool {
 	return equal(in.Username, "alice")&equal(in.Password, "correct-horse") == 1
 }
 
-// adaptive is a login that asks for a captcha once an account has had its share
-// of failures.
+// adaptive is a login that asks for a captcha once there were too many failures.
+// Replicas need a store that they share, and that compares and counts in one
+// step.
 type adaptive struct {
-	mu       sync.Mutex            // the counter wants its windows in order
-	failures httprate.LimitCounter // by account; several replicas need one that they share
+	mu       sync.Mutex // makes one step of it here; and the counter wants its windows in order
+	failures httprate.LimitCounter
 }
 
+// These are the failures that need no captcha, in a window and the one before
+// it. A count by account alone misses one password that is tried on many
+// accounts, and a count by address misses many machines that try a few each.
 const (
-	freeFailures  = 3 // of one account
-	failureWindow = 15 * time.Minute
+	accountFailures = 3   // as often as people mistype
+	addressFailures = 10  // a whole office may have one address
+	siteFailures    = 100 // more than all users of a small site mistype; beyond it everybody is asked
+	failureWindow   = 15 * time.Minute
 )
 
 func newAdaptive() *adaptive {
 	return &adaptive{failures: httprate.NewLocalLimitCounter(failureWindow)}
 }
 
-// begin counts a login of account as failed, and reports whether it needs a
-// captcha. It counts before the password is looked at: of a hundred guesses at
-// once no more than three must go without one.
-func (a *adaptive) begin(account string) (window time.Time, needsCaptcha bool) {
+// A share is the failures that an account, an address or the site may have.
+type share struct {
+	key string
+	max int
+}
+
+// sharesOf returns the shares that a login is counted in. The keys are hashes,
+// so that a long name takes no more memory than a short one. Each kind has its
+// prefix, so that an account that is named like an address is not counted as
+// that address.
+func sharesOf(account, address string) []share {
+	key := func(kind, value string) string {
+		sum := sha256.Sum256([]byte(kind + ":" + value))
+		return string(sum[:])
+	}
+	return []share{
+		{key("account", account), accountFailures},
+		{key("address", address), addressFailures},
+		{key("site", ""), siteFailures},
+	}
+}
+
+// begin reports whether the password of a login may be looked at, and then
+// counts the login as failed. After a captcha that was passed it always may,
+// without one as long as no share is used up. It counts before the password is
+// looked at: of a hundred guesses at once no more than the smallest share must go
+// without a captcha. A login that may not is not counted, so that a flood of
+// made-up names leaves nothing in memory.
+func (a *adaptive) begin(shares []share, passed bool) (window time.Time, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	window = time.Now().Truncate(failureWindow)
-	a.failures.IncrementBy(account, window, 1)
-	now, before, err := a.failures.Get(account, window, window.Add(-failureWindow))
-	return window, err != nil || now+before > freeFailures
+	for _, s := range shares {
+		now, before, err := a.failures.Get(s.key, window, window.Add(-failureWindow))
+		if !passed && (err != nil || now+before >= s.max) {
+			return window, false
+		}
+	}
+	for _, s := range shares {
+		a.failures.IncrementBy(s.key, window, 1)
+	}
+	return window, true
 }
 
-// takeBack ends a login that was no failure. One that took longer than its
-// window stays counted.
-func (a *adaptive) takeBack(account string, window time.Time) {
+// takeBack ends a login that was no failure. It takes back that login only: an
+// attacker with an account could otherwise log in between guesses, and clear the
+// count of the address. A login that took longer than its window stays counted.
+func (a *adaptive) takeBack(shares []share, window time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if time.Now().Truncate(failureWindow).Equal(window) {
-		a.failures.IncrementBy(account, window, -1)
+	if !time.Now().Truncate(failureWindow).Equal(window) {
+		return
+	}
+	for _, s := range shares {
+		a.failures.IncrementBy(s.key, window, -1)
 	}
 }
 
@@ -188,16 +236,20 @@ func (a *adaptive) handle(w http.ResponseWriter, r *http.Request) {
 		badBody(w, r, "not the JSON that a login is", err)
 		return
 	}
-	window, needsCaptcha := a.begin(in.Username)
-	switch {
-	case needsCaptcha && !alicaptcha.Require(w, r): // the rejection is written
-		a.takeBack(in.Username, window)
-	case in.correct():
-		a.takeBack(in.Username, window)
-		reply(w, r, http.StatusOK, answer{User: in.Username})
-	default:
-		reply(w, r, http.StatusUnauthorized, answer{Error: "wrong username or password"})
+	shares := sharesOf(in.Username, address(r))
+	window, ok := a.begin(shares, false)
+	if !ok {
+		if !alicaptcha.Require(w, r) {
+			return // the rejection is written
+		}
+		window, _ = a.begin(shares, true)
 	}
+	if !in.correct() {
+		reply(w, r, http.StatusUnauthorized, answer{Error: "wrong username or password"})
+		return
+	}
+	a.takeBack(shares, window)
+	reply(w, r, http.StatusOK, answer{User: in.Username})
 }
 
 // decode reads one JSON document without unknown members, and nothing after it.

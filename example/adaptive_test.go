@@ -1,0 +1,192 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+	"github.com/go-chi/chi/v5/middleware"
+	"github.com/go-chi/httprate"
+	"github.com/stretchr/testify/require"
+)
+
+// adaptiveLogin is the adaptive login without a limit on requests, behind a
+// captcha that each param passes.
+type adaptiveLogin struct {
+	*adaptive
+	http.Handler
+}
+
+func newAdaptiveLogin(t *testing.T) adaptiveLogin {
+	captcha, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: alicaptchatest.Passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	a := newAdaptive()
+	return adaptiveLogin{a, middleware.ClientIPFromRemoteAddr(captcha.Deferred(http.HandlerFunc(a.handle)))}
+}
+
+// try returns the status of a login.
+func (l adaptiveLogin) try(address, username, password, param string) int {
+	body := fmt.Sprintf(`{"captchaVerifyParam":%q,"username":%q,"password":%q}`, param, username, password)
+	r := httptest.NewRequest(http.MethodPost, "/adaptive", strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	r.RemoteAddr = address + ":1234"
+	w := httptest.NewRecorder()
+	l.ServeHTTP(w, r)
+	return w.Code
+}
+
+// free returns how many of n wrong guesses met no captcha. The format of the
+// address and that of the username get the number of the guess.
+func (l adaptiveLogin) free(n int, address, username string) (free int) {
+	fill := func(format string, i int) string {
+		if strings.Contains(format, "%") {
+			return fmt.Sprintf(format, i)
+		}
+		return format
+	}
+	for i := range n {
+		if l.try(fill(address, i), fill(username, i), "wrong", "") == http.StatusUnauthorized {
+			free++
+		}
+	}
+	return free
+}
+
+// One guess for each account is no way round the captcha, on the site as it is
+// served.
+func TestAdaptiveCountsByAddress(t *testing.T) {
+	p := start(t, nil)
+	for i := range postsAMinute {
+		got := p.adaptive(t, fmt.Sprintf("user%d", i), "wrong", "")
+		if i < 10 {
+			require.Equal(t, http.StatusUnauthorized, got.status, got.body)
+		} else {
+			requireRejected(t, got, http.StatusBadRequest, "captcha_missing")
+		}
+	}
+}
+
+func TestAdaptiveCounts(t *testing.T) {
+	for name, tc := range map[string]struct {
+		address, username string
+		want              int
+	}{
+		"one account, one address":        {"192.0.2.1", "alice", 3},
+		"one account, many addresses":     {"192.0.2.%d", "alice", 3},
+		"many accounts, one address":      {"192.0.2.1", "user%d", 10},
+		"many accounts, one IPv6 network": {"[2001:db8:0:1::%x]", "user%d", 10},
+		"many accounts, many addresses":   {"192.0.2.%d", "user%d", 100},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l := newAdaptiveLogin(t)
+				require.Equal(t, tc.want, l.free(200, tc.address, tc.username))
+				time.Sleep(failureWindow)
+				require.Zero(t, l.free(200, tc.address, tc.username))
+				time.Sleep(2 * failureWindow)
+				require.Equal(t, tc.want, l.free(200, tc.address, tc.username))
+			})
+		})
+	}
+}
+
+// What is named alike is not counted as one.
+func TestAdaptiveKeepsItsCountsApart(t *testing.T) {
+	l := newAdaptiveLogin(t)
+	// Accounts that are named like the address, its key, and the site.
+	for i, username := range []string{"192.0.2.1", "address:192.0.2.1", "site:", "site", ""} {
+		require.Equal(t, 3, l.free(5, fmt.Sprintf("198.51.100.%d", i), username), username)
+	}
+	require.Equal(t, 10, l.free(20, "192.0.2.1", "user%d"))
+	require.Equal(t, 3, l.free(5, "203.0.113.1", "203.0.113.1"))
+}
+
+// A login that goes well leaves no trace in any of the counts, with a captcha
+// and without.
+func TestAdaptiveTakesBack(t *testing.T) {
+	l := newAdaptiveLogin(t)
+	for _, param := range []string{"", "a param"} {
+		for range 300 {
+			require.Equal(t, http.StatusOK, l.try("192.0.2.1", "alice", "correct-horse", param))
+		}
+	}
+	require.Equal(t, 3, l.free(5, "192.0.2.1", "alice"), "of the account")
+	for range 20 { // needs a captcha now, and takes back no more than itself
+		require.Equal(t, http.StatusOK, l.try("192.0.2.1", "alice", "correct-horse", "a param"))
+	}
+	require.Zero(t, l.free(1, "198.51.100.1", "alice"))
+	require.Equal(t, 7, l.free(20, "192.0.2.1", "user%d"), "of the address")
+	require.Equal(t, 90, l.free(200, "203.0.113.%d", "someone%d"), "of the site")
+}
+
+// Failures with a captcha count as well: a person who solves one does not open
+// the way for guesses without.
+func TestAdaptiveCountsFailuresWithACaptcha(t *testing.T) {
+	l := newAdaptiveLogin(t)
+	require.Equal(t, 10, l.free(20, "192.0.2.1", "user%d"))
+	for range 3 {
+		require.Equal(t, http.StatusUnauthorized, l.try("192.0.2.1", "alice", "wrong", "a param"))
+	}
+	require.Zero(t, l.free(1, "198.51.100.1", "alice"))
+}
+
+// A yielding counter lets others go first between what it says and what is done
+// about it.
+type yielding struct{ httprate.LimitCounter }
+
+func (y yielding) Get(key string, now, before time.Time) (int, int, error) {
+	defer runtime.Gosched()
+	return y.LimitCounter.Get(key, now, before)
+}
+
+// Guesses at once over many accounts are no way round the count.
+func TestAdaptiveManyAccountsAtOnce(t *testing.T) {
+	l := newAdaptiveLogin(t)
+	l.failures = yielding{l.failures}
+	var wg sync.WaitGroup
+	var free atomic.Int32
+	for i := range 100 {
+		wg.Go(func() {
+			if l.try("192.0.2.1", fmt.Sprintf("user%d", i), "wrong", "") == http.StatusUnauthorized {
+				free.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	require.Equal(t, int32(10), free.Load())
+}
+
+// keys notes which keys a counter has to hold.
+type keys struct {
+	httprate.LimitCounter
+	held map[string]bool
+}
+
+func (k keys) IncrementBy(key string, window time.Time, amount int) error {
+	k.held[key] = true
+	return k.LimitCounter.IncrementBy(key, window, amount)
+}
+
+// A flood of long made-up names, from many addresses, is not kept.
+func TestAdaptiveMemory(t *testing.T) {
+	l := newAdaptiveLogin(t)
+	k := keys{l.failures, map[string]bool{}}
+	l.failures = k
+	l.free(1000, "[2001:db8:%x::1]", strings.Repeat("x", 1000)+"%d")
+	require.LessOrEqual(t, len(k.held), 2*siteFailures+1)
+	for key := range k.held {
+		require.LessOrEqual(t, len(key), 32)
+	}
+}
