@@ -241,34 +241,6 @@ func ExampleAllowAtMost() {
 	// Output: verified: false code: service_unavailable
 }
 
-// The handler's own checks come first, so that a malformed form spends no param.
-func ExampleRequire() {
-	captcha := newGate()
-
-	login := captcha.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.PostFormValue("username") == "" {
-			http.Error(w, "a username is required", http.StatusUnprocessableEntity)
-			return
-		}
-		if !alicaptcha.Require(w, r) {
-			return // the rejection is written
-		}
-		handleLogin(w, r)
-	}))
-
-	for _, form := range []string{"captchaVerifyParam=…", "username=alice", "username=alice&captchaVerifyParam=…"} {
-		r := httptest.NewRequest("POST", "/login", strings.NewReader(form))
-		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-		w := httptest.NewRecorder()
-		login.ServeHTTP(w, r)
-		fmt.Println(w.Code)
-	}
-	// Output:
-	// 422
-	// 400
-	// 200
-}
-
 // A field of one's own, and a header before it.
 // A handler that has no http.ResponseWriter, or an answer of its own, asks.
 func ExampleAsk() {

@@ -221,6 +221,8 @@ func (m *Middleware) Handler(next http.Handler) http.Handler { return m.wrap(nex
 // Deferred returns a handler that calls next for every request, and leaves it
 // to next to call [Require]: after its own cheap checks, say, or only after a
 // failed login. Extractors run before next, so that it gets its body whole.
+// Until Require next serves anybody: it should put an [http.MaxBytesReader]
+// around r.Body before it parses a form.
 //
 // It panics if next is nil.
 func (m *Middleware) Deferred(next http.Handler) http.Handler { return m.wrap(next, true) }

@@ -1,6 +1,9 @@
 package alicaptcha_test
 
 import (
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -19,7 +22,7 @@ func TestReadme(t *testing.T) {
 	readme, err := os.ReadFile("README.md")
 	require.NoError(t, err)
 	var examples strings.Builder
-	for _, file := range []string{"example_test.go", "otelalicaptcha/example_test.go"} {
+	for _, file := range []string{"example_test.go", "example_require_test.go", "otelalicaptcha/example_test.go"} {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		examples.Write(text)
@@ -44,6 +47,31 @@ func TestReadme(t *testing.T) {
 			continue
 		}
 		require.Contains(t, flat(examples.String()), flat(code))
+	}
+}
+
+// What the README's handler reads before the captcha anybody can send: a long
+// form is refused, and leaves no file.
+func TestReadmeDeferredBoundsTheForm(t *testing.T) {
+	const long = 40 << 20 // mime/multipart keeps less in memory
+	login := newDeferredLogin(newGate())
+	for _, c := range []struct{ kind, text string }{
+		{"multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=username\r\n\r\nalice" +
+			"\r\n--b\r\nContent-Disposition: form-data; name=file; filename=file\r\n\r\n"},
+		{"application/x-www-form-urlencoded", "username=alice&file="},
+	} {
+		files := t.TempDir()
+		t.Setenv("TMPDIR", files)
+		rest := strings.NewReader(strings.Repeat("x", long))
+		r := httptest.NewRequest(http.MethodPost, "/login", io.MultiReader(strings.NewReader(c.text), rest))
+		r.Header.Set("Content-Type", c.kind)
+		w := httptest.NewRecorder()
+		login.ServeHTTP(w, r)
+		require.Contains(t, []int{http.StatusBadRequest, http.StatusUnprocessableEntity}, w.Code, c.kind)
+		left, err := os.ReadDir(files)
+		require.NoError(t, err)
+		require.Empty(t, left, c.kind)
+		require.Less(t, long-rest.Len(), 1<<20, c.kind)
 	}
 }
 

@@ -28,6 +28,7 @@ func Signup(create func(username string)) echo.HandlerFunc {
 		var form struct {
 			Username string `json:"username"`
 		}
+		c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, 64<<10)
 		if err := c.Bind(&form); err != nil || form.Username == "" {
 			return echo.NewHTTPError(http.StatusUnprocessableEntity, "a username is required")
 		}

@@ -47,6 +47,7 @@ func Signup(create func(username string)) gin.HandlerFunc {
 		var form struct {
 			Username string `json:"username" binding:"required"`
 		}
+		c.Request.Body = http.MaxBytesReader(c.Writer, c.Request.Body, 64<<10)
 		if err := c.ShouldBindJSON(&form); err != nil {
 			c.AbortWithStatusJSON(http.StatusUnprocessableEntity, gin.H{"error": "a username is required"})
 			return

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -355,6 +356,32 @@ func Run(t *testing.T, app App) {
 		RequireRejected(t, Send(t, f.app, "POST", "/signup", typeJSON, JSON("bob", "")), 400, "captcha_missing")
 		require.Equal(t, 2, f.Count())
 		require.Equal(t, []string{"bob"}, f.created)
+	})
+
+	t.Run("a handler that decides when bounds what it reads", func(t *testing.T) {
+		f := start(t)
+		const long = 40 << 20 // mime/multipart keeps less in memory
+		for _, c := range []struct{ kind, text string }{
+			{typeJSON, `{"username":"bob","padding":"`},
+			{"multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=username\r\n\r\nbob" +
+				"\r\n--b\r\nContent-Disposition: form-data; name=file; filename=file\r\n\r\n"},
+			{"application/x-www-form-urlencoded", "username=bob&file="},
+		} {
+			files := t.TempDir()
+			t.Setenv("TMPDIR", files)
+			rest := strings.NewReader(strings.Repeat("x", long))
+			r := httptest.NewRequestWithContext(t.Context(), "POST", "/signup", io.MultiReader(strings.NewReader(c.text), rest))
+			r.Header.Set("Content-Type", c.kind)
+			w := httptest.NewRecorder()
+			f.app.ServeHTTP(w, r)
+			require.Equal(t, http.StatusUnprocessableEntity, w.Code, c.kind)
+			left, err := os.ReadDir(files)
+			require.NoError(t, err)
+			require.Empty(t, left, c.kind)
+			require.Less(t, long-rest.Len(), 1<<20, c.kind)
+		}
+		require.Empty(t, f.Outcomes)
+		require.Empty(t, f.created)
 	})
 }
 
