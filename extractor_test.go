@@ -20,6 +20,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -2127,5 +2128,117 @@ func TestReplayThroughReverseProxy(t *testing.T) {
 			})
 		}
 		group.Wait()
+	}
+}
+
+type memoryBody struct{ name, kind, text string }
+
+// memoryBodies returns bodies of n bytes at most, whose param is missing or has
+// no end, and for which the extractors hold as much as anybody has found.
+func memoryBodies(n int) []memoryBody {
+	repeated := func(unit string, size int) string { return strings.Repeat(unit, size/len(unit)) }
+	numbered := func(before, after string, size int) string {
+		var b strings.Builder
+		for i := int64(0); ; i++ {
+			unit := before + strconv.FormatInt(i, 36) + after
+			if b.Len()+len(unit) > size {
+				return b.String()
+			}
+			b.WriteString(unit)
+		}
+	}
+	const (
+		typeJSON      = "application/json"
+		typeForm      = "application/x-www-form-urlencoded"
+		typeMultipart = "multipart/form-data; boundary=b"
+		param         = "--b\r\nContent-Disposition:form-data;name=captchaVerifyParam\r\n"
+	)
+	size := n - 100 // for what stands around it
+	// With more than 10,000 levels or headers the parser ends.
+	levels := repeated(`{"a":`, min(size*4/10, 5*9990))
+	headers := numbered("", ":\n", min(size*3/10, 45_000))
+	return []memoryBody{
+		{"JSON, many names", typeJSON, "{" + numbered(`"`, `":1,`, size)},
+		{"JSON, many levels", typeJSON, repeated(`{"a":`, min(size, 5*9990))},
+		{"JSON, many levels and names", typeJSON, levels + "{" + numbered(`"`, `":1,`, size-len(levels))},
+		{"JSON, one long name", typeJSON, `{"` + repeated("x", size)},
+		{"JSON, one long string", typeJSON, `{"a":"` + repeated("x", size)},
+		{"JSON, a long param", typeJSON, `{"captchaVerifyParam":"` + repeated(`\u0041`, size)},
+		{"form, many pairs", typeForm, repeated("a=b&", size)},
+		{"form, one long field", typeForm, "a=" + repeated("x", size)},
+		{"form, a long param", typeForm, "captchaVerifyParam=" + repeated("%41", size)},
+		{"multipart, a long param", typeMultipart, param + "\r\n" + repeated("x", size)},
+		{"multipart, a quoted-printable param", typeMultipart,
+			param + "Content-Transfer-Encoding:quoted-printable\n\n" + repeated(strings.Repeat("=41", 24)+"=\n", size-50)},
+		{"multipart, many parts", typeMultipart, repeated("--b\n\n\n", size)},
+		{"multipart, many headers", typeMultipart, "--b\n" + numbered("", ":\n", min(size, 45_000))},
+		{"multipart, long headers", typeMultipart, "--b\n" + numbered("x", ":xx\n", min(size, 75_000))},
+		{"multipart, many parameters", typeMultipart, "--b\nContent-Disposition:a" + numbered(";", "=b", size) + "\n\nx"},
+		{"multipart, many headers and parameters", typeMultipart,
+			"--b\n" + headers + "Content-Disposition:a" + numbered(";", "=b", size-len(headers)) + "\n\nx"},
+	}
+}
+
+// A body under way takes more memory than MaxBodyBytes. docs/operations.md says
+// how much, and the other documents what it is by default. The bounds leave room
+// for the race detector.
+func TestBodyMemory(t *testing.T) {
+	heap := func() int64 {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.GC() // the first leaves what stood in a sync.Pool
+		runtime.ReadMemStats(&stats)
+		return int64(stats.HeapAlloc)
+	}
+	bounds := cells(section(t, "docs/operations.md", "### Memory"))
+	require.Equal(t, "128 KiB, the default", bounds[0][0])
+	for _, file := range []string{"README.md", "SECURITY.md"} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Contains(t, string(text), "up to "+bounds[0][1]+" of memory", file)
+	}
+	for _, row := range bounds {
+		var limit, bound int64
+		var unit string
+		_, err := fmt.Sscanf(row[0], "%d KiB", &limit)
+		require.NoError(t, err)
+		_, err = fmt.Sscanf(row[1], "%d %s", &bound, &unit)
+		require.NoError(t, err)
+		bound *= map[string]int64{"KB": 1e3, "MB": 1e6}[unit]
+		m, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler), MaxBodyBytes: int(limit << 10),
+		})
+		require.NoError(t, err)
+		const clients = 16
+		for _, body := range memoryBodies(int(limit << 10)) {
+			var ends []*io.PipeWriter
+			done := make(chan alicaptcha.Outcome, clients)
+			before := heap()
+			for range clients {
+				r, w := io.Pipe()
+				ends = append(ends, w)
+				request := httptest.NewRequest(http.MethodPost, "/login", r)
+				request.Header.Set("Content-Type", body.kind)
+				go func() {
+					done <- m.Check(request)
+					r.Close() // whoever still writes would wait
+				}()
+				// The last byte is read when what stands before it was parsed.
+				last := len(body.text) - 1
+				for _, text := range []string{body.text[:last], body.text[last:]} {
+					_, err := io.WriteString(w, text) // returns when all of it was read
+					require.NoError(t, err)
+				}
+			}
+			each := (heap() - before) / clients
+			t.Logf("%s: %d KB sent, %d KB of memory", body.name, len(body.text)/1000, each/1000)
+			for _, w := range ends {
+				w.CloseWithError(io.ErrUnexpectedEOF)
+			}
+			for range clients {
+				require.Equal(t, alicaptcha.ParamMalformed, (<-done).Code, body.name)
+			}
+			require.Less(t, each, bound, "%s, %s", body.name, row[0])
+		}
 	}
 }
