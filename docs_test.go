@@ -401,20 +401,3 @@ func TestSecurityTests(t *testing.T) {
 		}
 	}
 }
-
-// The gate knows no origin, no address and no earlier request: SECURITY.md says
-// that others have to.
-func TestGateKnowsNoOrigin(t *testing.T) {
-	t.Parallel()
-	verifier := passing()
-	for _, address := range []string{"192.0.2.1:1", "198.51.100.1:1"} {
-		r := loginRequest()
-		r.RemoteAddr = address
-		r.Header.Set("Origin", "https://elsewhere.example")
-		r.Header.Set("Sec-Fetch-Site", "cross-site")
-		require.True(t, try(t, alicaptcha.Config{Verifier: verifier}, r).called)
-	}
-	asked := verifier.asked()
-	require.Len(t, asked, 2)
-	require.Equal(t, asked[0], asked[1])
-}
