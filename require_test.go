@@ -2,9 +2,11 @@ package alicaptcha_test
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strings"
 	"sync"
@@ -489,4 +491,29 @@ func TestLimiterAfterTheDeadline(t *testing.T) {
 		defer cancel()
 		require.True(t, m.Check(loginRequest().WithContext(ctx)).Allowed)
 	})
+}
+
+// What the handler of the example reads before the captcha anybody can send: a long
+// form is refused, and leaves no file.
+func TestDeferredHandlerBoundsTheForm(t *testing.T) {
+	const long = 40 << 20 // mime/multipart keeps less in memory
+	login := newDeferredLogin(newGate())
+	for _, c := range []struct{ kind, text string }{
+		{"multipart/form-data; boundary=b", "--b\r\nContent-Disposition: form-data; name=username\r\n\r\nalice" +
+			"\r\n--b\r\nContent-Disposition: form-data; name=file; filename=file\r\n\r\n"},
+		{"application/x-www-form-urlencoded", "username=alice&file="},
+	} {
+		files := t.TempDir()
+		t.Setenv("TMPDIR", files)
+		rest := strings.NewReader(strings.Repeat("x", long))
+		r := httptest.NewRequest(http.MethodPost, "/login", io.MultiReader(strings.NewReader(c.text), rest))
+		r.Header.Set("Content-Type", c.kind)
+		w := httptest.NewRecorder()
+		login.ServeHTTP(w, r)
+		require.Contains(t, []int{http.StatusBadRequest, http.StatusUnprocessableEntity}, w.Code, c.kind)
+		left, err := os.ReadDir(files)
+		require.NoError(t, err)
+		require.Empty(t, left, c.kind)
+		require.Less(t, long-rest.Len(), 1<<20, c.kind)
+	}
 }

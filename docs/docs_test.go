@@ -1,11 +1,16 @@
-package alicaptcha_test
+package docs
 
 import (
+	"bytes"
+	"context"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"path"
@@ -21,13 +26,14 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
 // Each link in the documents leads to a file, and to a heading in it. Links to
 // other sites are checked for their form only.
 func TestDocsLinks(t *testing.T) {
 	t.Parallel()
-	links, faults := docLinks(os.DirFS("."))
+	links, faults := docLinks(os.DirFS(".."))
 	require.Empty(t, faults)
 	require.Greater(t, links, 20)
 }
@@ -232,12 +238,8 @@ func names(text string) (found []string) {
 func TestOperationsCodes(t *testing.T) {
 	t.Parallel()
 	policy := alicaptcha.DefaultPolicy()
-	levels := map[alicaptcha.Code]string{}
-	for _, row := range policyTable {
-		levels[row.code] = strings.ToLower(row.level.String())
-	}
 	seen := map[alicaptcha.Code]bool{}
-	for _, row := range cells(section(t, "docs/operations.md", "## Codes")) {
+	for _, row := range cells(section(t, "operations.md", "## Codes")) {
 		if !strings.HasPrefix(row[0], "`") {
 			continue // codes to come
 		}
@@ -261,7 +263,7 @@ func TestOperationsCodes(t *testing.T) {
 				client += fmt.Sprintf(", `Retry-After: %d`", int(a.RetryAfter.Seconds()))
 			}
 		}
-		require.Equal(t, levels[code], row[1], code)
+		require.Equal(t, logLevel(t, code), row[1], code)
 		require.Equal(t, client, row[2], code)
 		for _, cell := range row[3:] { // what it means, who has to act, what to do
 			require.NotEmpty(t, cell, code)
@@ -270,12 +272,50 @@ func TestOperationsCodes(t *testing.T) {
 	require.Len(t, seen, len(policy), "a code has no row")
 }
 
+// logLevel returns the level of the line that the log has for a request that
+// ends in code.
+func logLevel(t *testing.T, code alicaptcha.Code) string {
+	t.Helper()
+	var log bytes.Buffer
+	gate, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+			if len(code) == len("F001") {
+				return alicaptcha.Result{Passed: code[0] == 'T', Code: code}, nil
+			}
+			return alicaptcha.Result{}, &alicaptcha.Error{Code: code}
+		}),
+		SceneID:       "login",
+		MaxParamBytes: 10,
+		Logger:        slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug})),
+	})
+	require.NoError(t, err)
+	body := `{"captchaVerifyParam":"x"}`
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	switch code {
+	case alicaptcha.ParamMissing:
+		body = "{}"
+	case alicaptcha.ParamMalformed:
+		body = "{"
+	case alicaptcha.ParamTooLarge:
+		body = `{"captchaVerifyParam":"more than 10 bytes"}`
+	case alicaptcha.ClientCanceled:
+		cancel()
+	}
+	r := httptest.NewRequestWithContext(ctx, http.MethodPost, "/login", strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	require.Equal(t, code, gate.Check(r).Code)
+	_, level, _ := strings.Cut(log.String(), "level=")
+	level, _, _ = strings.Cut(level, " ")
+	return strings.ToLower(level)
+}
+
 // The lines and keys of the log that docs/operations.md shows are those of the
 // code.
 func TestOperationsLog(t *testing.T) {
 	t.Parallel()
 	var source strings.Builder
-	files, err := filepath.Glob("*.go")
+	files, err := filepath.Glob("../*.go")
 	require.NoError(t, err)
 	for _, file := range files {
 		if !strings.HasSuffix(file, "_test.go") {
@@ -294,7 +334,7 @@ func TestOperationsLog(t *testing.T) {
 	keys, messages := literals(`"(captcha\.[a-z_]+)"`), literals(`"(captcha: [^"]+)"`)
 	require.Contains(t, keys, "captcha.code")
 
-	log := section(t, "docs/operations.md", "## Logs")
+	log := section(t, "operations.md", "## Logs")
 	var documented []string
 	for _, row := range cells(log) {
 		documented = append(documented, names(row[0])...)
@@ -327,14 +367,14 @@ func TestOperationsLog(t *testing.T) {
 // docs/operations.md has each alert once.
 func TestOperationsAlerts(t *testing.T) {
 	t.Parallel()
-	rules, err := os.ReadFile("docs/prometheus-alerts.yml")
+	rules, err := os.ReadFile("prometheus-alerts.yml")
 	require.NoError(t, err)
 	var alerts, documented []string
 	for _, match := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(string(rules), -1) {
 		alerts = append(alerts, match[1])
 	}
 	require.NotEmpty(t, alerts)
-	for _, row := range cells(section(t, "docs/operations.md", "## Alerts")) {
+	for _, row := range cells(section(t, "operations.md", "## Alerts")) {
 		documented = append(documented, names(row[0])...)
 	}
 	require.ElementsMatch(t, alerts, documented)
@@ -344,11 +384,11 @@ func TestOperationsAlerts(t *testing.T) {
 func TestSecurityOpenings(t *testing.T) {
 	t.Parallel()
 	documented := map[string][]string{}
-	for _, row := range cells(section(t, "SECURITY.md", "## What can be opened")) {
+	for _, row := range cells(section(t, "../SECURITY.md", "## What can be opened")) {
 		documented[row[0]] = names(row[1])
 	}
 	opens := func(c alicaptcha.Code, a alicaptcha.Action) bool {
-		_, err := alicaptcha.New(alicaptcha.Config{Verifier: passing(), SceneID: "login", Policy: alicaptcha.Policy{c: a}})
+		_, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "login", Policy: alicaptcha.Policy{c: a}})
 		return err == nil
 	}
 	var never, bounded []string
@@ -370,16 +410,21 @@ func TestSecurityOpenings(t *testing.T) {
 func TestSecurityTests(t *testing.T) {
 	t.Parallel()
 	there := map[string]bool{}
-	require.NoError(t, filepath.WalkDir(".", func(file string, entry fs.DirEntry, err error) error {
+	root := os.DirFS("..")
+	require.NoError(t, fs.WalkDir(root, ".", func(file string, entry fs.DirEntry, err error) error {
 		if err != nil || entry.IsDir() || !strings.HasSuffix(file, "_test.go") {
 			return err
 		}
-		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		text, err := fs.ReadFile(root, file)
+		if err != nil {
+			return err
+		}
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, text, parser.SkipObjectResolution)
 		if err != nil {
 			return err
 		}
 		folder := ""
-		if dir := filepath.ToSlash(filepath.Dir(file)); dir != "." {
+		if dir := path.Dir(file); dir != "." {
 			folder = dir + "."
 		}
 		for _, decl := range parsed.Decls {
@@ -389,7 +434,7 @@ func TestSecurityTests(t *testing.T) {
 		}
 		return nil
 	}))
-	claims := cells(section(t, "SECURITY.md", "## The tests behind this"))
+	claims := cells(section(t, "../SECURITY.md", "## The tests behind this"))
 	require.Greater(t, len(claims), 20)
 	for _, claim := range claims {
 		require.Len(t, claim, 2)
@@ -399,5 +444,28 @@ func TestSecurityTests(t *testing.T) {
 			require.Regexp(t, `^(.*\.)?(Test|Fuzz)[A-Z]`, test)
 			require.True(t, there[test], "there is no %s", test)
 		}
+	}
+}
+
+// The bounds of TestBodyMemory are those that the documents give.
+func TestOperationsMemory(t *testing.T) {
+	source, err := os.ReadFile("../extractor_test.go")
+	require.NoError(t, err)
+	rows := cells(section(t, "operations.md", "### Memory"))
+	require.Len(t, rows, 3)
+	for _, row := range rows {
+		var limit, bound int
+		var unit string
+		_, err := fmt.Sscanf(row[0], "%d KiB", &limit)
+		require.NoError(t, err)
+		_, err = fmt.Sscanf(row[1], "%d %s", &bound, &unit)
+		require.NoError(t, err)
+		thousands := map[string]string{"KB": "_000", "MB": "_000_000"}[unit]
+		require.Contains(t, string(source), fmt.Sprintf("{%d, %d%s},", limit, bound, thousands))
+	}
+	for _, file := range []string{"../README.md", "../SECURITY.md"} {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		require.Contains(t, string(text), "up to "+rows[0][1]+" of memory", file)
 	}
 }

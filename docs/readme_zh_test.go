@@ -1,4 +1,4 @@
-package alicaptcha_test
+package docs
 
 import (
 	"fmt"
@@ -16,9 +16,9 @@ import (
 // readmeFaults. Who changes one of them changes the other.
 func TestReadmeChinese(t *testing.T) {
 	t.Parallel()
-	english, err := os.ReadFile("README.md")
+	english, err := os.ReadFile("../README.md")
 	require.NoError(t, err)
-	chinese, err := os.ReadFile("README.zh-CN.md")
+	chinese, err := os.ReadFile("../README.zh-CN.md")
 	require.NoError(t, err)
 	require.Contains(t, string(chinese), "\n\n[English](README.md)\n\n")
 	require.Empty(t, readmeFaults(string(english), string(chinese)))
