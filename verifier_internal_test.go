@@ -86,9 +86,13 @@ func TestTransportClosesIdleConnections(t *testing.T) {
 				closed = append(closed, time.Since(start))
 			}
 		}}
-		go srv.Serve(listener)
 		transport := newTransport()
 		transport.DialContext = listener.dial
+		t.Cleanup(func() {
+			transport.CloseIdleConnections()
+			require.NoError(t, srv.Close())
+		})
+		go srv.Serve(listener)
 		client, err := NewClient(ClientConfig{Endpoint: "http://127.0.0.1", AccessKeyID: "id", AccessKeySecret: "secret", Transport: transport})
 		require.NoError(t, err)
 		for range 5 { // in use it stays
@@ -100,8 +104,6 @@ func TestTransportClosesIdleConnections(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
 		require.Equal(t, []time.Duration{46 * time.Second}, closed)
-		require.NoError(t, srv.Close())
-		synctest.Wait()
 	})
 }
 
@@ -117,10 +119,14 @@ func TestTransportNoticesADeadConnection(t *testing.T) {
 			io.Copy(io.Discard, r.Body)
 			io.WriteString(w, `{"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`)
 		}), TLSConfig: &tls.Config{Certificates: certified.TLS.Certificates}}
-		go srv.ServeTLS(listener, "", "")
 		transport := newTransport()
 		transport.DialContext = listener.dial
 		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
+		t.Cleanup(func() {
+			transport.CloseIdleConnections()
+			require.NoError(t, srv.Close())
+		})
+		go srv.ServeTLS(listener, "", "")
 		client, err := NewClient(ClientConfig{Endpoint: "https://127.0.0.1", AccessKeyID: "id", AccessKeySecret: "secret", Transport: transport})
 		require.NoError(t, err)
 		verify := func() error {
@@ -135,9 +141,6 @@ func TestTransportNoticesADeadConnection(t *testing.T) {
 		time.Sleep(4 * time.Second) // less than IdleConnTimeout
 		require.NoError(t, verify())
 		require.EqualValues(t, 2, listener.dials.Load())
-		transport.CloseIdleConnections()
-		require.NoError(t, srv.Close())
-		synctest.Wait()
 	})
 }
 
