@@ -303,7 +303,13 @@ func (s *Simulator) serveIssue(w http.ResponseWriter, r *http.Request) {
 // readJSON reads r's body, one JSON value without unknown members. Its error is
 // io.EOF for an empty one.
 func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
+	// Not by the Decoder: with GOEXPERIMENT=jsonv2 it makes a syntax error of a
+	// body that is too large.
+	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
@@ -254,7 +255,13 @@ func (a *adaptive) handle(w http.ResponseWriter, r *http.Request) {
 
 // decode reads one JSON document without unknown members, and nothing after it.
 func decode(body io.Reader, to any) error {
-	dec := json.NewDecoder(body)
+	// Not by the Decoder: with GOEXPERIMENT=jsonv2 it makes a syntax error of a
+	// body that is too large.
+	text, err := io.ReadAll(body)
+	if err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(to); err != nil {
 		return err
