@@ -220,15 +220,15 @@ func TestBreakerProbes(t *testing.T) {
 			s := new(script)
 			b := open(t, s)
 			s.answer(nil)
-			release := make(chan struct{})
-			s.hold = func(context.Context) { <-release }
+			held, release := context.WithCancel(t.Context())
+			s.hold = func(context.Context) { <-held.Done() }
 			var probes sync.WaitGroup
 			for range 2 {
 				probes.Go(func() { b.Verify(context.Background(), alicaptcha.Request{Param: "p"}) })
 			}
 			synctest.Wait()
 			require.False(t, call(t, b, s))
-			close(release)
+			release()
 			probes.Wait()
 			require.True(t, call(t, b, s))
 		})

@@ -722,15 +722,16 @@ func TestClientCanceledHasNoBodyAndNoOnReject(t *testing.T) {
 func TestMaxConcurrent(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
+		held, release := context.WithCancel(t.Context())
 		verifier := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
-			<-release
+			<-held.Done()
 			return alicaptcha.Result{Passed: true}, nil
 		}}
 		m, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login", MaxConcurrent: 2, Logger: slog.New(slog.DiscardHandler)})
 		require.NoError(t, err)
 
 		slow, feed := io.Pipe()
+		defer feed.Close()
 		outcomes := make(chan alicaptcha.Outcome, 3)
 		go func() {
 			r := httptest.NewRequest("POST", "/login", slow)
@@ -747,7 +748,7 @@ func TestMaxConcurrent(t *testing.T) {
 		require.Equal(t, alicaptcha.Overloaded, m.Check(loginRequest()).Code)
 		require.Len(t, verifier.asked(), 2)
 
-		close(release)
+		release()
 		for range 2 {
 			require.True(t, (<-outcomes).Verified)
 		}

@@ -2376,6 +2376,7 @@ func clientRotate(t *testing.T, before func(n int) error) *clientRotation {
 	}))
 	cfg.Credential, cfg.Logger = c.source(), slog.New(&c.log)
 	c.client = clientNew(t, cfg)
+	t.Cleanup(func() { time.Sleep(time.Minute) }) // a question that is under way ends before the bubble does
 	return c
 }
 
@@ -2504,10 +2505,10 @@ func TestClientCredentialThatFailedOnce(t *testing.T) {
 
 func TestClientHangingCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
+		held, release := context.WithCancel(t.Context())
 		c := clientRotate(t, func(n int) error {
 			if n > 1 {
-				<-release
+				<-held.Done()
 			}
 			return nil
 		})
@@ -2525,7 +2526,7 @@ func TestClientHangingCredential(t *testing.T) {
 		require.Zero(t, time.Since(start))
 		require.Equal(t, 2, c.count())
 
-		close(release)
+		release()
 		synctest.Wait()
 		require.Equal(t, "key-2", c.verify(t))
 	})
@@ -2535,10 +2536,10 @@ func TestClientHangingCredential(t *testing.T) {
 // neither past its context nor for longer than the source is given.
 func TestClientWaitsForKeysThatMayHaveEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
+		held, release := context.WithCancel(t.Context())
 		c := clientRotate(t, func(n int) error {
 			if n > 1 {
-				<-release
+				<-held.Done()
 			}
 			return nil
 		})
@@ -2557,7 +2558,7 @@ func TestClientWaitsForKeysThatMayHaveEnded(t *testing.T) {
 
 		require.Equal(t, "key-1", c.verify(t))
 		require.Equal(t, 10*time.Second, time.Since(start))
-		close(release)
+		release()
 	})
 }
 
@@ -2703,10 +2704,10 @@ func TestClientLogsAtMostOncePerMinute(t *testing.T) {
 
 func TestClientLogsHangingCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		release := make(chan struct{})
+		held, release := context.WithCancel(t.Context())
 		c := clientRotate(t, func(n int) error {
 			if n > 1 {
-				<-release
+				<-held.Done()
 			}
 			return nil
 		})
@@ -2724,7 +2725,7 @@ func TestClientLogsHangingCredential(t *testing.T) {
 		line := "ERROR captcha: the Credential gave no new keys, the old ones serve on until they end captcha.error=alicaptcha: misconfigured: the Credential does not answer\n"
 		require.Equal(t, line+line, c.log.String())
 
-		close(release)
+		release()
 		synctest.Wait()
 		require.Equal(t, line+line+"INFO captcha: the Credential gives keys again\n", c.log.String())
 		require.Equal(t, "key-2", c.verify(t))
