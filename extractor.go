@@ -115,10 +115,14 @@ func checkFields(function string, fields []string) []string {
 	return slices.Clone(fields)
 }
 
-// maxContentType is the longest Content-Type of a multipart body, in bytes. A
-// boundary has 70 at most (RFC 2046, section 5.1.1), and mime.ParseMediaType takes
-// more than linear time.
-const maxContentType = 512
+// The longest Content-Type of a multipart body, whose boundary has 70 bytes at most
+// (RFC 2046, section 5.1.1), and Content-Disposition of a part, whose file's name may
+// have 255 and three times as many where they are escaped. For longer ones
+// mime.ParseMediaType takes more than linear time, and 90 times their memory.
+const (
+	maxContentType = 512
+	maxDisposition = 2048
+)
 
 const (
 	typeURLEncoded = "application/x-www-form-urlencoded"
@@ -253,6 +257,9 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 		if err != nil {
 			return "", bodyError(err)
 		}
+		if len(part.Header.Get("Content-Disposition")) > maxDisposition {
+			return "", errBody
+		}
 		if part.FileName() != "" || !slices.Contains(fields, part.FormName()) {
 			continue
 		}
@@ -317,24 +324,39 @@ func checkPaths(function string, fields []string) []path {
 // decoder gives are copies.
 var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 
+// maxPooledNames is how many names a decoder may have read that goes back to the
+// pool. Reset keeps the memory for the names of each level of nesting, so that a
+// client could make a decoder hold hundreds of megabytes, a level in each request.
+const maxPooledNames = 100
+
+// A jsonFinder looks for a field in a body.
+type jsonFinder struct {
+	*jsontext.Decoder
+	names    int  // read by us
+	isNested bool // it has also skipped an object or an array
+}
+
 func fromJSON(r *http.Request, paths []path) (string, error) {
 	body, err := plainBody(r)
 	if err != nil {
 		return "", err
 	}
-	dec := decoders.Get().(*jsontext.Decoder)
-	dec.Reset(body)
+	f := jsonFinder{Decoder: decoders.Get().(*jsontext.Decoder)}
+	f.Reset(body)
 	defer func() {
-		dec.Reset(http.NoBody) // else the pool would hold on to the request
-		decoders.Put(dec)
+		if f.isNested || f.names > maxPooledNames {
+			return
+		}
+		f.Reset(http.NoBody) // else the pool would hold on to the request
+		decoders.Put(f.Decoder)
 	}()
 
 	isPointer := func(p path) bool { return p.isPointer }
-	switch kind := dec.PeekKind(); {
+	switch kind := f.PeekKind(); {
 	case kind == jsontext.KindBeginObject, kind == jsontext.KindBeginArray && slices.ContainsFunc(paths, isPointer):
-		return findJSON(dec, paths, 0)
+		return f.find(paths, 0)
 	case kind == 0:
-		if err := dec.SkipValue(); err == io.EOF {
+		if err := f.SkipValue(); err == io.EOF {
 			return "", nil // an empty body
 		} else if err != nil {
 			return "", bodyError(err)
@@ -343,39 +365,40 @@ func fromJSON(r *http.Request, paths []path) (string, error) {
 	return "", errBody
 }
 
-// findJSON reads the object or array that comes next, level levels deep, where
-// the first tokens of paths have led.
-func findJSON(dec *jsontext.Decoder, paths []path, level int) (string, error) {
-	open, err := dec.ReadToken()
+// find reads the object or array that comes next, level levels deep, where the
+// first tokens of paths have led.
+func (f *jsonFinder) find(paths []path, level int) (string, error) {
+	open, err := f.ReadToken()
 	if err != nil {
 		return "", bodyError(err)
 	}
 	inArray := open.Kind() == jsontext.KindBeginArray
 	for index := 0; ; index++ {
-		if kind := dec.PeekKind(); kind == jsontext.KindEndObject || kind == jsontext.KindEndArray {
+		if kind := f.PeekKind(); kind == jsontext.KindEndObject || kind == jsontext.KindEndArray {
 			break
 		}
-		name := strconv.AppendInt(nil, int64(index), 10)
-		if !inArray {
-			if name, err = readName(dec); err != nil {
-				return "", bodyError(err)
-			}
+		var name []byte
+		if inArray {
+			name = strconv.AppendInt(nil, int64(index), 10)
+		} else if name, err = f.readName(); err != nil {
+			return "", bodyError(err)
 		}
 		here, deeper := follow(paths, level, name, inArray)
-		value, err := findValue(dec, here, deeper, level)
+		value, err := f.findIn(here, deeper, level)
 		if value != "" || err != nil {
 			return value, err
 		}
 	}
-	if _, err := dec.ReadToken(); err != nil {
+	if _, err := f.ReadToken(); err != nil {
 		return "", bodyError(err)
 	}
 	return "", nil
 }
 
 // readName reads the name that comes next. It is good until the next read.
-func readName(dec *jsontext.Decoder) ([]byte, error) {
-	name, err := dec.ReadValue()
+func (f *jsonFinder) readName() ([]byte, error) {
+	f.names++
+	name, err := f.ReadValue()
 	if err != nil {
 		return nil, err
 	}
@@ -400,22 +423,23 @@ func follow(paths []path, level int, name []byte, inArray bool) (here bool, deep
 	return here, deeper
 }
 
-// findValue reads the value that comes next: the field's if a path ends here, or
-// one that may hold it.
-func findValue(dec *jsontext.Decoder, here bool, deeper []path, level int) (string, error) {
+// findIn reads the value that comes next: the field's if a path ends here, or one
+// that may hold it.
+func (f *jsonFinder) findIn(here bool, deeper []path, level int) (string, error) {
 	var err error
-	switch kind := dec.PeekKind(); {
+	switch kind := f.PeekKind(); {
 	case here && kind == jsontext.KindString:
 		var token jsontext.Token
-		if token, err = dec.ReadToken(); err == nil {
+		if token, err = f.ReadToken(); err == nil {
 			return token.String(), nil
 		}
 	case deeper != nil && (kind == jsontext.KindBeginObject || kind == jsontext.KindBeginArray):
-		return findJSON(dec, deeper, level+1)
+		return f.find(deeper, level+1)
 	case here && kind != 0:
 		return "", errValue
 	default:
-		err = dec.SkipValue()
+		f.isNested = f.isNested || kind == jsontext.KindBeginObject || kind == jsontext.KindBeginArray
+		err = f.SkipValue()
 	}
 	if err != nil {
 		return "", bodyError(err)

@@ -2156,7 +2156,8 @@ func memoryBodies(n int) []memoryBody {
 	size := n - 100 // for what stands around it
 	// With more than 10,000 levels or headers the parser ends.
 	levels := repeated(`{"a":`, min(size*4/10, 5*9990))
-	headers := numbered("", ":\n", min(size*3/10, 45_000))
+	parameters := "Content-Disposition:a" + numbered(";", "=b", min(size/2, 2000)) + "\n\n"
+	headers := numbered("", ":\n", min(size-len(parameters), 45_000))
 	return []memoryBody{
 		{"JSON, many names", typeJSON, "{" + numbered(`"`, `":1,`, size)},
 		{"JSON, many levels", typeJSON, repeated(`{"a":`, min(size, 5*9990))},
@@ -2173,9 +2174,9 @@ func memoryBodies(n int) []memoryBody {
 		{"multipart, many parts", typeMultipart, repeated("--b\n\n\n", size)},
 		{"multipart, many headers", typeMultipart, "--b\n" + numbered("", ":\n", min(size, 45_000))},
 		{"multipart, long headers", typeMultipart, "--b\n" + numbered("x", ":xx\n", min(size, 75_000))},
-		{"multipart, many parameters", typeMultipart, "--b\nContent-Disposition:a" + numbered(";", "=b", size) + "\n\nx"},
+		{"multipart, many parameters", typeMultipart, "--b\n" + parameters + repeated("x", size-len(parameters))},
 		{"multipart, many headers and parameters", typeMultipart,
-			"--b\n" + headers + "Content-Disposition:a" + numbered(";", "=b", size-len(headers)) + "\n\nx"},
+			"--b\n" + headers + parameters + repeated("x", size-len(headers)-len(parameters)) + "x"},
 	}
 }
 
@@ -2231,5 +2232,57 @@ func TestBodyMemory(t *testing.T) {
 			}
 			require.Less(t, each, bound, "%s, %d KiB", body.name, row.kibibytes)
 		}
+	}
+}
+
+// A client cannot fatten the decoders in the pool: they would keep the memory for
+// the names of each level that they have ever read.
+func TestPooledDecodersStaySmall(t *testing.T) {
+	m, err := alicaptcha.New(alicaptcha.Config{Verifier: passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+	require.NoError(t, err)
+	heap := func() int64 {
+		var stats runtime.MemStats
+		runtime.GC() // once: what a sync.Pool holds survives it
+		runtime.ReadMemStats(&stats)
+		return int64(stats.HeapAlloc)
+	}
+	var names strings.Builder
+	for i := int64(0); names.Len() < 100_000; i++ {
+		names.WriteString(`"` + strconv.FormatInt(i, 36) + `":1,`)
+	}
+	before := heap()
+	for depth := 200; depth > 0; depth-- {
+		for _, body := range []string{
+			strings.Repeat(`{"a":`, depth) + "{" + names.String(),
+			"{" + names.String() + `"a":{` + names.String(),
+		} {
+			require.False(t, m.Check(jsonRequest(body)).Allowed)
+		}
+	}
+	require.Less(t, heap()-before, int64(8<<20))
+}
+
+// Neither the Content-Type of a multipart body nor the Content-Disposition of its
+// part may be so long that it takes its time.
+func TestExtractMultipartLongParameters(t *testing.T) {
+	t.Parallel()
+	const head = "--b\r\nContent-Disposition: form-data; name=captchaVerifyParam"
+	for _, row := range []struct {
+		name, contentType, body string
+		code                    alicaptcha.Code
+	}{
+		{"ordinary", "multipart/form-data; boundary=b", head + "\r\n\r\nx\r\n--b--\r\n", alicaptcha.T001},
+		{"a type of 512 bytes", "multipart/form-data; boundary=b; x=" + strings.Repeat("y", 512-35),
+			head + "\r\n\r\nx\r\n--b--\r\n", alicaptcha.T001},
+		{"a type of 513 bytes", "multipart/form-data; boundary=b; x=" + strings.Repeat("y", 513-35),
+			head + "\r\n\r\nx\r\n--b--\r\n", alicaptcha.ParamMalformed},
+		{"a disposition of 2048 bytes", "multipart/form-data; boundary=b",
+			head + "; x=" + strings.Repeat("y", 2048-len(head)-4+26) + "\r\n\r\nx\r\n--b--\r\n", alicaptcha.T001},
+		{"a disposition of 2049 bytes", "multipart/form-data; boundary=b",
+			head + "; x=" + strings.Repeat("y", 2049-len(head)-4+26) + "\r\n\r\nx\r\n--b--\r\n", alicaptcha.ParamMalformed},
+	} {
+		r := httptest.NewRequest("POST", "/login", strings.NewReader(row.body))
+		r.Header.Set("Content-Type", row.contentType)
+		require.Equal(t, row.code, try(t, alicaptcha.Config{Verifier: passing()}, r).outcome(t).Code, row.name)
 	}
 }
