@@ -66,6 +66,52 @@ func TestWriteRejectionByAccept(t *testing.T) {
 		{[]string{"text/plain"}, false},
 		{[]string{";;;,,,/"}, false},
 		{[]string{browser}, true},
+		// The most specific range counts, wherever it stands.
+		{[]string{"*/*;q=0.1, text/*"}, true},
+		{[]string{"text/*, */*;q=0.1"}, true},
+		{[]string{"text/*;q=0.1, text/html, application/json;q=0.5"}, true},
+		{[]string{"text/html, text/*;q=0.1, application/json;q=0.5"}, true},
+		{[]string{"text/html;q=0.1, text/*, application/json;q=0.5"}, false},
+		{[]string{"text/html;q=0.5, */*, application/json;q=0.4, application/problem+json;q=0.4"}, true},
+		{[]string{"text/html;q=0.5, application/*, application/json;q=0.4, application/problem+json;q=0.4"}, true},
+		{[]string{"text/html;q=0.5, application/*;q=0.4, application/json"}, false},
+		{[]string{"text/html;q=0.5, application/problem+json;q=0.6"}, false},
+		{[]string{"text/html;q=0.5, application/json;q=0.5"}, false},
+		{[]string{"text/html;q=1, application/json"}, false},
+		{[]string{"*/html"}, false},
+		{[]string{"*/x, text/html;q=0.5"}, true},
+		{[]string{"text/html;q=0, application/json;q=0, */*;q=0"}, false},
+		{[]string{"text/html;q=0"}, false},
+		// A weight has the form of RFC 9110, section 12.4.2, or is 0.
+		{[]string{"text/html;q=1"}, true},
+		{[]string{"text/html;q=1."}, true},
+		{[]string{"text/html;q=1.000"}, true},
+		{[]string{"text/html;q=0.001"}, true},
+		{[]string{"text/html;q=0.501, application/json;q=0.5"}, true},
+		{[]string{"text/html;q=0.51, application/json;q=0.501"}, true},
+		{[]string{"text/html;q=0.5, application/json;q=0.49"}, true},
+		{[]string{"text/html;q=1.001"}, false},
+		{[]string{"text/html;q=1.0000"}, false},
+		{[]string{"text/html;q=0.1234"}, false},
+		{[]string{"text/html;q=2"}, false},
+		{[]string{"text/html;q=10"}, false},
+		{[]string{"text/html;q=00.5"}, false},
+		{[]string{"text/html;q=.5"}, false},
+		{[]string{"text/html;q=-1"}, false},
+		{[]string{"text/html;q=+1"}, false},
+		{[]string{"text/html;q=0.+5"}, false},
+		{[]string{"text/html;q=0.5.5"}, false},
+		{[]string{"text/html;q=0.1_0"}, false},
+		{[]string{"text/html;q=9e-323"}, false},
+		{[]string{"text/html;q=1e0"}, false},
+		{[]string{"text/html;q="}, false},
+		{[]string{"text/html;q"}, false},
+		{[]string{`text/html;q="1"`}, false},
+		{[]string{"text/html;Q=0.4, application/json;q=0.5"}, false},
+		{[]string{"text/html;q=0.1;q=1, application/json;q=0.5"}, false}, // the first q is the weight
+		{[]string{"text/html;q=1;q=0.1, application/json;q=0.5"}, true},
+		{[]string{" text/html ; level=1 ;\tq=0.6 , application/json ; q=0.5 "}, true},
+		{[]string{" text/html ; level=1 ;\tq=0.4 , application/json ; q=0.5 "}, false},
 	} {
 		r := loginRequest()
 		r.Header["Accept"] = row.accept
@@ -77,6 +123,44 @@ func TestWriteRejectionByAccept(t *testing.T) {
 			require.Contains(t, w.Body.String(), "<h1>")
 		}
 		require.Equal(t, want, w.Header().Get("Content-Type"), "%q", row.accept)
+	}
+}
+
+// A header is read up to its limit and, above it, is as if it were not there. Each
+// value counts a byte more than it has, so that many empty ones are no way round.
+func TestWriteRejectionBoundsTheHeaders(t *testing.T) {
+	t.Parallel()
+	filled := func(s string, size int) string { return strings.Repeat(" ", size-len(s)) + s }
+	empty := func(n int, last string) []string { return append(make([]string, n), last) }
+	for _, row := range []struct {
+		header string
+		values []string
+		read   bool
+	}{
+		{"Accept", []string{filled("text/html", 511)}, true},
+		{"Accept", []string{filled("text/html", 512)}, false},
+		{"Accept", []string{filled("text/plain", 255), filled("text/html", 255)}, true},
+		{"Accept", []string{filled("text/html", 255), filled("text/plain", 256)}, false},
+		{"Accept", empty(502, "text/html"), true},
+		{"Accept", empty(503, "text/html"), false},
+		{"Accept-Language", []string{filled("zh", 255)}, true},
+		{"Accept-Language", []string{filled("zh", 256)}, false},
+		{"Accept-Language", []string{filled("zh", 127), filled("en;q=0.1", 127)}, true},
+		{"Accept-Language", []string{filled("zh", 127), filled("en;q=0.1", 128)}, false},
+		{"Referer", []string{"http://example.com/" + strings.Repeat("x", 2048-len("http://example.com/"))}, true},
+		{"Referer", []string{"http://example.com/" + strings.Repeat("x", 2049-len("http://example.com/"))}, false},
+	} {
+		r := loginRequest()
+		r.Header.Set("Accept", "text/html")
+		r.Header[row.header] = row.values
+		w := reject(r, alicaptcha.Outcome{Code: alicaptcha.F001})
+		read := map[string]bool{
+			"Accept":          w.Header().Get("Content-Type") == "text/html; charset=utf-8",
+			"Accept-Language": w.Header().Get("Content-Language") == "zh-CN",
+			"Referer":         strings.Contains(w.Body.String(), `href="/xx`),
+		}
+		require.Equal(t, row.read, read[row.header], "%s: %d values of %d bytes in all",
+			row.header, len(row.values), len(strings.Join(row.values, "")))
 	}
 }
 
@@ -135,6 +219,20 @@ func TestWriteRejectionByAcceptLanguage(t *testing.T) {
 		{[]string{"zh;q=0, en"}, "en"},
 		{[]string{"zh;q=x"}, "en"},
 		{[]string{";;;,,,-"}, "en"},
+		{[]string{"zh-CN, *;q=0"}, "zh-CN"},
+		{[]string{"zh-CN;q=0, *;q=0"}, "en"},
+		{[]string{"en;q=0, zh;q=0.001"}, "zh-CN"},
+		{[]string{"no_tag!;q=0, zh"}, "zh-CN"},
+		{[]string{"en;q=0.009, zh;q=0.01"}, "zh-CN"},
+		{[]string{"en;q=0.5, zh;q=1"}, "zh-CN"},
+		{[]string{"zh;q=0.5, en;q=1."}, "en"},
+		{[]string{"zh;q=0.1234, en;q=0.1"}, "en"},
+		{[]string{"zh;q=1.001, en;q=0.1"}, "en"},
+		{[]string{"zh;q=, en;q=0.1"}, "en"},
+		{[]string{"en;q=9e-1, zh;q=0.1"}, "zh-CN"}, // a malformed weight is 0, in either language
+		{[]string{"zh;Q=0.1, en;q=0.2"}, "en"},
+		{[]string{"zh;q=0.1;q=1, en;q=0.2"}, "en"},
+		{[]string{" en ; q=0.1 , zh ; q=0.2 "}, "zh-CN"},
 		{[]string{strings.Repeat("zh-", 10_000)}, "en"},
 		{[]string{strings.Repeat("zh,", 10_000)}, "en"},
 	} {
@@ -214,6 +312,10 @@ func TestWriteRejectionAlwaysRejects(t *testing.T) {
 		{alicaptcha.Outcome{Code: alicaptcha.F010}, 429, "captcha_rate_limited"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 42}}, 403, "captcha_rate_limited"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 1000}}, 403, "captcha_rate_limited"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 399}}, 403, "captcha_rate_limited"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 400}}, 400, "captcha_rate_limited"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 599}}, 599, "captcha_rate_limited"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Status: 600}}, 403, "captcha_rate_limited"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{Reason: "mine"}}, 403, "mine"},
 		{alicaptcha.Outcome{Action: alicaptcha.Action{Status: 499, Reason: "mine"}}, 499, "mine"},
 	} {
