@@ -296,6 +296,54 @@ func TestPolicyFaults(t *testing.T) {
 	require.Len(t, err.(interface{ Unwrap() []error }).Unwrap(), 4, "every fault at once: %v", err)
 }
 
+// A structVerifier is a Verifier that is no pointer.
+type structVerifier struct{ err error }
+
+func (v structVerifier) Verify(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+	return alicaptcha.Result{}, v.err
+}
+
+// A structLimiter, a mapLimiter and a funcLimiter are Limiters that are no pointers.
+type (
+	structLimiter struct{}
+	mapLimiter    map[string]bool
+	funcLimiter   func() bool
+)
+
+func (structLimiter) Allow() bool { return true }
+func (l mapLimiter) Allow() bool  { return l["all"] }
+func (l funcLimiter) Allow() bool { return l() }
+
+// What is no pointer is good as it is, also where it is zero.
+func TestValuesAsVerifiersAndLimiters(t *testing.T) {
+	t.Parallel()
+	breaker := newBreaker(t, structVerifier{errTimeout}, alicaptcha.BreakerConfig{Failures: 1000})
+	for _, verifier := range []alicaptcha.Verifier{structVerifier{errTimeout}, breaker} {
+		for _, row := range []struct {
+			limiter alicaptcha.Limiter
+			allows  bool
+		}{
+			{structLimiter{}, true},
+			{mapLimiter{"all": true}, true},
+			{mapLimiter{}, false},
+			{funcLimiter(func() bool { return true }), true},
+			{mapLimiter(nil), false},
+			{funcLimiter(nil), false}, // which would panic
+		} {
+			for _, a := range []alicaptcha.Action{alicaptcha.AllowAtMost(row.limiter), {Allow: true, Limit: row.limiter}} {
+				policy := alicaptcha.Policy{alicaptcha.ServiceTimeout: a}
+				tr := try(t, alicaptcha.Config{Verifier: verifier, Policy: policy}, loginRequest())
+				o := tr.outcome(t)
+				require.Equal(t, alicaptcha.ServiceTimeout, o.Code)
+				require.Equal(t, row.allows, o.Allowed, "%T", row.limiter)
+				require.NotContains(t, tr.log.String(), "panicked")
+			}
+		}
+	}
+	tr := try(t, alicaptcha.Config{Verifier: structVerifier{}}, loginRequest())
+	require.Equal(t, alicaptcha.F001, tr.outcome(t).Code, "the zero Result")
+}
+
 func TestDescription(t *testing.T) {
 	t.Parallel()
 	seen := map[string]alicaptcha.Code{}
