@@ -28,6 +28,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/require"
@@ -818,6 +819,48 @@ func TestExtractReadAndCloseAtOnce(t *testing.T) {
 		whole := text + strings.Repeat("y", 1000)
 		require.True(t, strings.HasPrefix(whole, string(got)), "not a prefix of the body: %q", got)
 	}
+}
+
+// A read of nothing does not wait for a client that is silent.
+func TestExtractReadsNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) { // where to wait for ever is a failure
+		for _, sent := range []string{"", "captchaVerify", "captchaVerifyParam=x&"} {
+			in, out := io.Pipe()
+			defer in.Close()
+			reads := 0
+			gate, _ := extGate(t, nil, func(r *http.Request) (string, error) {
+				readNothing := func() {
+					for _, none := range [][]byte{nil, {}} {
+						n, err := r.Body.Read(none)
+						require.NoError(t, err)
+						require.Zero(t, n)
+						reads++
+					}
+				}
+				readNothing()
+				if sent != "" {
+					go io.WriteString(out, sent)
+					_, err := io.ReadFull(r.Body, make([]byte, len(sent)))
+					require.NoError(t, err)
+				}
+				readNothing()
+				return "x", nil
+			})
+			r := extRequest(extForm, in)
+			require.True(t, gate.Check(r).Allowed)
+			require.Equal(t, 4, reads)
+			if sent != "" { // the handler reads what is recorded
+				n, err := r.Body.Read(nil)
+				require.NoError(t, err)
+				require.Zero(t, n)
+				got := make([]byte, len(sent))
+				_, err = io.ReadFull(r.Body, got)
+				require.NoError(t, err)
+				require.Equal(t, sent, string(got))
+			}
+		}
+	})
 }
 
 func TestExtractReadError(t *testing.T) {
