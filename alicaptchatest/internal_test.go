@@ -109,6 +109,25 @@ func TestMemoryIsBounded(t *testing.T) {
 		require.Equal(t, 7, calls[0].Status, "the oldest went")
 		require.Equal(t, 63*(1<<20+4), s.callBytes)
 	})
+	t.Run("size of scenes", func(t *testing.T) {
+		for _, call := range []Call{
+			{SceneID: strings.Repeat("s", 1<<20), HasSceneID: true},
+			{Param: strings.Repeat("p", 1<<19), SceneID: strings.Repeat("s", 1<<19), HasSceneID: true},
+			{Header: http.Header{strings.Repeat("h", 1<<19): {strings.Repeat("v", 1<<19)}}},
+		} {
+			require.Equal(t, 1<<20, call.size())
+			s := NewSimulator(Config{})
+			for i := range 70 {
+				c := call
+				c.Status = i
+				s.record(&c)
+			}
+			calls := s.Calls()
+			require.Len(t, calls, 64)
+			require.Equal(t, 6, calls[0].Status, "the oldest went")
+			require.Equal(t, maxCallBytes, s.callBytes)
+		}
+	})
 	t.Run("params and nonces", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := NewSimulator(Config{})
