@@ -678,6 +678,73 @@ func TestContexts(t *testing.T) {
 	}
 }
 
+// At our own deadline an *Error whose Code is none that a Verifier may return is no
+// timeout.
+func TestOddErrorsAtTheDeadline(t *testing.T) {
+	t.Parallel()
+	for _, odd := range []*alicaptcha.Error{
+		{}, nil, {Code: alicaptcha.T001}, {Code: alicaptcha.F001}, {Code: "sunny"},
+		{Code: alicaptcha.ParamMissing}, {Code: alicaptcha.ClientCanceled}, {Err: context.DeadlineExceeded},
+	} {
+		for _, err := range []error{odd, fmt.Errorf("wrapped: %w", odd)} {
+			synctest.Test(t, func(t *testing.T) {
+				verifier := &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
+					<-ctx.Done()
+					return alicaptcha.Result{}, err
+				}}
+				o := try(t, alicaptcha.Config{Verifier: verifier}, loginRequest()).outcome(t)
+				require.Equal(t, alicaptcha.ServiceUnavailable, o.Code, "%#v", odd)
+				require.Equal(t, 5*time.Second, o.Duration)
+			})
+		}
+	}
+}
+
+// A watchedContext counts what is to be called when it is done.
+type watchedContext struct {
+	context.Context
+	watching *atomic.Int32
+}
+
+// Done is not that of a context of package context, which would not ask AfterFunc.
+func (c watchedContext) Done() <-chan struct{} { return make(chan struct{}) }
+
+func (c watchedContext) AfterFunc(f func()) (stop func() bool) {
+	c.watching.Add(1)
+	return func() bool { c.watching.Add(-1); return true }
+}
+
+// The context that a Verifier got ends with the call, and nothing of the call waits
+// for the request's own: neither timers nor goroutines pile up.
+func TestTheCallsContextEnds(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		for _, answer := range []func(){func() {}, func() { panic("x") }} {
+			var asked context.Context
+			var watching atomic.Int32
+			during := int32(-1)
+			verifier := &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
+				asked, during = ctx, watching.Load()
+				answer()
+				return alicaptcha.Result{Passed: true}, nil
+			}}
+			m, err := alicaptcha.New(alicaptcha.Config{
+				Verifier: verifier, SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+			})
+			require.NoError(t, err)
+			for deadline, watched := range map[time.Duration]int32{time.Hour: 0, 3 * time.Second: 0, time.Second / 2: 1} {
+				ctx, cancel := context.WithTimeout(t.Context(), deadline)
+				m.Check(loginRequest().WithContext(watchedContext{ctx, &watching}))
+				require.ErrorIs(t, asked.Err(), context.Canceled, deadline)
+				require.NoError(t, ctx.Err(), deadline)
+				require.Equal(t, watched, during, deadline)
+				require.Zero(t, watching.Load(), deadline)
+				cancel()
+			}
+		}
+	})
+}
+
 // A deadline that is shorter than Timeout is said, once a minute.
 func TestShortDeadlineIsLogged(t *testing.T) {
 	t.Parallel()
@@ -1054,6 +1121,11 @@ func TestLogKeys(t *testing.T) {
 	} {
 		require.Contains(t, try(t, alicaptcha.Config{Verifier: passing()}, jsonRequest(body)).log.String(), "captcha.error=alicaptcha: "+want)
 	}
+
+	r := loginRequest()
+	r.Header.Set("Content-Encoding", "gzip")
+	tr = try(t, alicaptcha.Config{Verifier: passing()}, r)
+	require.Contains(t, tr.log.String(), "captcha.error=alicaptcha: param_malformed: the body is compressed\n")
 
 	tr = try(t, alicaptcha.Config{Verifier: answering(alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceThrottled, Status: 429, ServiceCode: "Throttling.User", RequestID: "R1"})}, loginRequest())
 	require.Contains(t, tr.log.String(), "captcha.error=alicaptcha: service_throttled (status 429, code Throttling.User, request R1)")
