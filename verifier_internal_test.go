@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -142,6 +143,64 @@ func TestTransportNoticesADeadConnection(t *testing.T) {
 		require.NoError(t, verify())
 		require.EqualValues(t, 2, listener.dials.Load())
 	})
+}
+
+// A clientSpeaker is an HttpClient in the place of connection, that nobody asked to
+// fill an answer.
+type clientSpeaker func(*http.Request) (*http.Response, error)
+
+func (f clientSpeaker) Call(r *http.Request, _ *http.Transport) (*http.Response, error) { return f(r) }
+
+// Where the SDK does not come as far as the call, or goes round it, there is no
+// verdict, neither a pass nor a rejection: nothing of what it says counts.
+func TestVerifyWithoutACall(t *testing.T) {
+	t.Parallel()
+	const pass = `{"RequestId":"R","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001"}}`
+	gone, hangUp := context.WithCancel(t.Context())
+	hangUp()
+	late, cancel := context.WithTimeout(t.Context(), -1)
+	defer cancel()
+	for name, change := range map[string]func(*Client){
+		"no URL":         func(c *Client) { c.sdk.Endpoint = new("no host") },
+		"no certificate": func(c *Client) { c.sdk.Key, c.sdk.Cert = new("no PEM"), new("no PEM") },
+		"a pass that somebody else has read": func(c *Client) {
+			c.sdk.HttpClient = clientSpeaker(func(r *http.Request) (*http.Response, error) {
+				return &http.Response{StatusCode: 200, Body: io.NopCloser(strings.NewReader(pass)), Request: r}, nil
+			})
+		},
+		"an error of somebody else": func(c *Client) {
+			c.sdk.HttpClient = clientSpeaker(func(*http.Request) (*http.Response, error) { return nil, errTaken })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			client, err := NewClient(ClientConfig{
+				Region: Mainland, AccessKeyID: "id", AccessKeySecret: "secret", Transport: nobody{t},
+			})
+			require.NoError(t, err)
+			change(client)
+			for want, ctx := range map[Code]context.Context{
+				ServiceUnavailable: t.Context(), ClientCanceled: gone, ServiceTimeout: late,
+			} {
+				result, err := client.Verify(ctx, Request{Param: "x", SceneID: "login"})
+				require.Error(t, err)
+				require.Zero(t, result)
+				fault, ok := errors.AsType[*Error](err)
+				require.True(t, ok)
+				require.Equal(t, want, fault.Code)
+				require.Zero(t, fault.Status)
+			}
+			require.Error(t, client.Diagnose(t.Context(), "login"))
+		})
+	}
+}
+
+// nobody is a Transport that is not to be asked.
+type nobody struct{ t *testing.T }
+
+func (n nobody) RoundTrip(*http.Request) (*http.Response, error) {
+	n.t.Error("the Transport was asked")
+	return nil, io.EOF
 }
 
 // clientMembers returns what a JSON object holds, and false where it is none, or has
