@@ -18,6 +18,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
 	"net/url"
 	"os"
 	"os/exec"
@@ -373,6 +374,27 @@ func TestNewClientDebug(t *testing.T) {
 		}
 		require.Contains(t, out, "started with "+row.want, "%+v", row)
 		require.NotContains(t, out, "child: <nil>")
+	}
+}
+
+// A key may hold any printable ASCII but the space, its first and its last too.
+func TestNewClientCharactersOfKeys(t *testing.T) {
+	for _, r := range []rune{'!', '~', '+', '/', '=', ' ', '\n', '\t', 0, 0x1f, 0x7f, 0x80, 'é', '密'} {
+		good := r > ' ' && r <= '~'
+		odd := "a" + string(r) + "b"
+		for i := range 3 {
+			keys := []string{clientID, clientSecret, clientSTS}
+			keys[i] = odd
+			cfg := clientConfig(clientCanned(200, clientPass))
+			cfg.AccessKeyID, cfg.AccessKeySecret, cfg.SecurityToken = keys[0], keys[1], keys[2]
+			_, err := alicaptcha.NewClient(cfg)
+			require.Equal(t, good, err == nil, "%q: %v", r, err)
+
+			cfg = clientConfig(clientCanned(200, clientPass))
+			cfg.Credential = clientGiving(clientModel(keys[0], keys[1], keys[2]), nil)
+			_, err = alicaptcha.NewClient(cfg)
+			require.Equal(t, good, err == nil, "%q: %v", r, err)
+		}
 	}
 }
 
@@ -1519,6 +1541,26 @@ func TestClientTakesFiveSecondsWithoutADeadline(t *testing.T) {
 	}
 }
 
+// The context of a call ends with it, so that no timer of 5 s is left of each.
+func TestClientEndsItsContext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var asked []context.Context
+		client := clientNew(t, clientConfig(clientTransport(func(r *http.Request) (*http.Response, error) {
+			asked = append(asked, r.Context())
+			return clientCanned(200, clientPass)(r)
+		})))
+		for range 3 {
+			_, err := client.Verify(t.Context(), alicaptcha.Request{Param: clientParam})
+			require.NoError(t, err)
+		}
+		require.Len(t, asked, 3)
+		for _, ctx := range asked {
+			require.ErrorIs(t, ctx.Err(), context.Canceled)
+		}
+		require.NoError(t, t.Context().Err())
+	})
+}
+
 func TestClientContextThatIsDoneSendsNothing(t *testing.T) {
 	sim := alicaptchatest.Start(t, alicaptchatest.Config{})
 	param, err := sim.Issue(alicaptchatest.Issue{SceneID: "login"})
@@ -2160,6 +2202,81 @@ func TestErrorTextsOfTheConnection(t *testing.T) {
 			require.Equal(t, tc.code, fault.Code)
 			require.Contains(t, err.Error(), tc.want)
 		})
+	}
+}
+
+// What this machine has run out of is what clients can use up, so it is never an
+// outage of the service: wherever in a call it shows, in whatever it is wrapped,
+// and also for a long param and for an error that calls itself a timeout.
+func TestClientExhaustion(t *testing.T) {
+	const tooMany = "dial udp 127.0.0.1:53: socket: too many open files"
+	failing := func(err error) clientTransport { return clientFailing(fmt.Errorf("x: %w", err)) }
+	whileReading := func(err error) clientTransport {
+		return func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, Body: io.NopCloser(clientErrorReader{err})}, nil
+		}
+	}
+	connected := func(err error) clientTransport {
+		return func(r *http.Request) (*http.Response, error) {
+			if trace := httptrace.ContextClientTrace(r.Context()); trace != nil {
+				trace.GotConn(httptrace.GotConnInfo{})
+			}
+			return nil, err
+		}
+	}
+	exhausted := map[string]error{"DNS": &net.DNSError{Err: tooMany, Name: "captcha.example", IsTimeout: true}}
+	for _, errno := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL,
+	} {
+		exhausted[errno.Error()] = &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", errno)}
+	}
+	spared := map[string]error{"DNS": &net.DNSError{Err: "no such host", Name: "captcha.example"}}
+	for _, errno := range []syscall.Errno{
+		syscall.ECONNREFUSED, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EPIPE, syscall.EACCES,
+	} {
+		spared[errno.Error()] = &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", errno)}
+	}
+	for want, rows := range map[alicaptcha.Code]map[string]error{
+		alicaptcha.Overloaded: exhausted, alicaptcha.ServiceUnavailable: spared,
+	} {
+		for name, cause := range rows {
+			t.Run(name, func(t *testing.T) {
+				for _, transport := range []clientTransport{failing(cause), whileReading(cause)} {
+					result, err := clientAsk(t, t.Context(), clientNew(t, clientConfig(transport)))
+					require.Equal(t, want, clientFault(t, result, err).Code)
+					require.ErrorIs(t, err, cause)
+				}
+				client := clientNew(t, clientConfig(connected(cause)))
+				result, err := client.Verify(t.Context(), alicaptcha.Request{Param: strings.Repeat("x", 9<<10)})
+				long := clientFault(t, result, err).Code
+				if want == alicaptcha.ServiceUnavailable {
+					require.Equal(t, alicaptcha.RequestRefused, long)
+					return
+				}
+				require.Equal(t, want, long)
+			})
+		}
+	}
+}
+
+// An identifier of the service's has 64 characters at most; what is longer is none.
+func TestClientIdentifierLengths(t *testing.T) {
+	for length, shown := range map[int]bool{1: true, 63: true, 64: true, 65: false, 200: false} {
+		id, code := strings.Repeat("R", length), strings.Repeat("C", length)
+		canned := clientCanned(400, `{"RequestId":"`+id+`","Code":"`+code+`"}`)
+		result, err := clientAsk(t, t.Context(), clientNew(t, clientConfig(canned)))
+		fault := clientFault(t, result, err)
+		require.Equal(t, alicaptcha.RequestRefused, fault.Code)
+		require.Equal(t, shown, strings.Contains(err.Error(), "request "+id), length)
+		require.Equal(t, shown, strings.Contains(err.Error(), "code "+code), length)
+		require.Equal(t, shown, fault.RequestID == id)
+		require.Equal(t, shown, fault.ServiceCode == code)
+
+		canned = clientCanned(200, `{"RequestId":"`+id+`","Code":"Success","Success":true,"Result":{"VerifyResult":true}}`)
+		result, err = clientAsk(t, t.Context(), clientNew(t, clientConfig(canned)))
+		require.NoError(t, err)
+		require.Equal(t, shown, result.RequestID == id)
+		require.Equal(t, !shown, result.RequestID == "")
 	}
 }
 
@@ -2934,6 +3051,11 @@ func TestClientDiagnose(t *testing.T) {
 			require.True(t, ok)
 			require.NotEmpty(t, remedy)
 			require.False(t, strings.HasPrefix(string(fault.Code), "T") || strings.HasPrefix(string(fault.Code), "F"))
+			if len(fault.ServiceCode) == 4 { // about the scene
+				require.Equal(t, 200, fault.Status)
+				require.Equal(t, "R-1", fault.RequestID)
+				require.Equal(t, alicaptcha.Misconfigured, fault.Code)
+			}
 		})
 	}
 }
@@ -2949,8 +3071,13 @@ func TestClientDiagnoseAsksForTheScene(t *testing.T) {
 		if want == "" {
 			require.NoError(t, err)
 		} else {
-			require.ErrorContains(t, err, string(want))
 			require.Equal(t, want, call.VerifyCode)
+			fault, ok := errors.AsType[*alicaptcha.Error](err)
+			require.True(t, ok)
+			require.NotEmpty(t, fault.RequestID)
+			require.Equal(t, &alicaptcha.Error{
+				Code: alicaptcha.Misconfigured, Status: 200, ServiceCode: string(want), RequestID: fault.RequestID,
+			}, fault)
 		}
 	}
 	require.Equal(t, 4, sim.Count())
