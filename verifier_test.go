@@ -2544,6 +2544,104 @@ func TestClientRotatesKeys(t *testing.T) {
 	})
 }
 
+// Keys are asked for again once they were last asked for more than a minute ago, and
+// waited for once they came more than 150 s ago.
+func TestClientRotatesKeysAtTheirAge(t *testing.T) {
+	for _, row := range []struct {
+		age   time.Duration // of the keys when a call needs them
+		asked bool
+		waits time.Duration
+	}{
+		{60 * time.Second, false, 0},
+		{60*time.Second + 1, true, 0},
+		{150 * time.Second, true, 0},
+		{150*time.Second + 1, true, time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			c := clientRotate(t, func(n int) error {
+				if n > 1 {
+					time.Sleep(time.Second)
+				}
+				return nil
+			})
+			time.Sleep(row.age)
+			start := time.Now()
+			id := c.verify(t)
+			require.Equal(t, row.waits, time.Since(start), row.age)
+			require.Equal(t, row.waits != 0, id == "key-2", row.age)
+			synctest.Wait()
+			require.Equal(t, row.asked, c.count() == 2, row.age)
+			if !row.asked {
+				return
+			}
+
+			time.Sleep(60*time.Second - time.Since(start)) // the keys came a second after they were asked for
+			require.Equal(t, "key-2", c.verify(t))
+			synctest.Wait()
+			require.Equal(t, 2, c.count(), row.age)
+			time.Sleep(1)
+			require.Equal(t, "key-2", c.verify(t))
+			synctest.Wait()
+			require.Equal(t, 3, c.count(), row.age)
+
+			time.Sleep(time.Second) // until they are there
+			for range 2 {
+				time.Sleep(150 * time.Second)
+				start = time.Now()
+				require.Equal(t, fmt.Sprintf("key-%d", c.count()), c.verify(t))
+				require.Zero(t, time.Since(start))
+				time.Sleep(time.Second)
+			}
+		})
+	}
+}
+
+// A source that has failed is not waited for, as long as its failure is not older
+// than 150 s; one that is silent is waited for until it has had ten seconds.
+func TestClientPatienceWithACredential(t *testing.T) {
+	for age, waits := range map[time.Duration]bool{150 * time.Second: false, 150*time.Second + 1: true} {
+		synctest.Test(t, func(t *testing.T) {
+			c := clientRotate(t, func(n int) error {
+				switch n {
+				case 1:
+					return nil
+				case 2:
+					return errClientSource
+				}
+				time.Sleep(time.Second)
+				return nil
+			})
+			time.Sleep(61 * time.Second)
+			require.Equal(t, "key-1", c.verify(t))
+			synctest.Wait()
+			require.Equal(t, 2, c.count())
+			time.Sleep(age)
+			start := time.Now()
+			require.Equal(t, map[bool]string{false: "key-1", true: "key-3"}[waits], c.verify(t), age)
+			require.Equal(t, waits, time.Since(start) == time.Second, age)
+			time.Sleep(time.Minute)
+		})
+	}
+	for asked, overdue := range map[time.Duration]bool{10 * time.Second: false, 10*time.Second + 1: true} {
+		synctest.Test(t, func(t *testing.T) {
+			release := make(chan struct{})
+			c := clientRotate(t, func(n int) error {
+				if n > 1 {
+					<-release
+				}
+				return nil
+			})
+			time.Sleep(61 * time.Second)
+			require.Equal(t, "key-1", c.verify(t))
+			time.Sleep(asked)
+			require.Equal(t, "key-1", c.verify(t))
+			require.Equal(t, overdue, c.log.String() != "", asked)
+			close(release)
+			synctest.Wait()
+		})
+	}
+}
+
 func TestClientSlowCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := clientRotate(t, func(n int) error {
