@@ -40,6 +40,24 @@ func TestWriteRejectionIsAProblem(t *testing.T) {
 	}, body)
 }
 
+// The title is that of the status, also where net/http has none for it, and the body
+// ends its line, for who reads it in a terminal.
+func TestWriteRejectionTitle(t *testing.T) {
+	t.Parallel()
+	for status, want := range map[int]string{400: "Bad Request", 418: "I'm a teapot", 499: "Rejected", 599: "Rejected"} {
+		w := reject(loginRequest(), alicaptcha.Outcome{Action: alicaptcha.Reject(status)})
+		require.Equal(t, status, w.Code)
+		var body struct {
+			Title  string
+			Status int
+		}
+		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &body))
+		require.Equal(t, want, body.Title)
+		require.Equal(t, status, body.Status)
+		require.True(t, strings.HasSuffix(w.Body.String(), "}\n"))
+	}
+}
+
 func TestWriteRejectionByAccept(t *testing.T) {
 	t.Parallel()
 	const browser = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
@@ -278,6 +296,7 @@ func TestRejectionsSayWhatHelps(t *testing.T) {
 		{alicaptcha.Outcome{Code: alicaptcha.F010}, "There were too many attempts. You can try again in 60 s.", "尝试次数过多。请在 60 秒后重试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Reject(429)}, "There were too many attempts. Please try again later.", "尝试次数过多。请稍后再试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.ServiceTimeout}, "The captcha cannot be checked right now. You can try again in 5 s.", "暂时无法校验验证码。请在 5 秒后重试。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{RetryAfter: time.Second}}, "There were too many attempts. You can try again in 1 s.", "尝试次数过多。请在 1 秒后重试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.Misconfigured}, "The captcha cannot be checked right now. Please try again later.", "暂时无法校验验证码。请稍后再试。"},
 		{alicaptcha.Outcome{Action: alicaptcha.Action{Reason: "mine", Retry: true}}, "The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。"},
 	} {
