@@ -110,7 +110,8 @@ func ExampleNewContext() {
 		fmt.Fprint(w, "verified: ", outcome.Verified)
 	}
 	r := httptest.NewRequest("POST", "/login", nil)
-	r = r.WithContext(alicaptchatest.NewContext(r.Context(), alicaptcha.Outcome{Code: alicaptcha.T001, Allowed: true, Verified: true}))
+	outcome := alicaptcha.Outcome{Code: alicaptcha.T001, Allowed: true, Verified: true}
+	r = r.WithContext(alicaptchatest.NewContext(r.Context(), outcome))
 	w := httptest.NewRecorder()
 	handler(w, r)
 	fmt.Println(w.Body)

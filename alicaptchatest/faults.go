@@ -119,10 +119,16 @@ type Faults struct {
 }
 
 var credentialFaults = map[string]answer{
-	"wrong":     {status: 404, code: "InvalidAccessKeyId.NotFound", message: "Specified access key is not found."},
-	"expired":   {status: 400, code: "InvalidSecurityToken.Expired", message: "Specified SecurityToken is expired."},
-	"forbidden": {status: 403, code: "Forbidden.RAMUserAccessDenied", message: "The RAM user is not authorized to perform this operation."},
-	"overdue":   {status: 403, code: "Forbidden.AccountAccessDenied", message: "The service is not activated or the account is overdue."},
+	"wrong":   {status: 404, code: "InvalidAccessKeyId.NotFound", message: "Specified access key is not found."},
+	"expired": {status: 400, code: "InvalidSecurityToken.Expired", message: "Specified SecurityToken is expired."},
+	"forbidden": {
+		status: 403, code: "Forbidden.RAMUserAccessDenied",
+		message: "The RAM user is not authorized to perform this operation.",
+	},
+	"overdue": {
+		status: 403, code: "Forbidden.AccountAccessDenied",
+		message: "The service is not activated or the account is overdue.",
+	},
 }
 
 // check returns what no service can have.
@@ -133,11 +139,14 @@ func (f Faults) check() error {
 	bodiless := f.Status == http.StatusNoContent || f.Status == http.StatusNotModified
 	switch {
 	case slices.ContainsFunc(delays, odd):
-		return fmt.Errorf("alicaptchatest: a delay of %v; it must be 0 to %v", delays[slices.IndexFunc(delays, odd)], maxDelay)
+		return fmt.Errorf("alicaptchatest: a delay of %v; it must be 0 to %v",
+			delays[slices.IndexFunc(delays, odd)], maxDelay)
 	case !slices.Contains([]Stage{"", StageHeaders, StageMidHeaders, StageBody}, f.Hang):
-		return fmt.Errorf("alicaptchatest: the hang is %q; it must be %q, %q or %q", string(f.Hang), StageHeaders, StageMidHeaders, StageBody)
+		return fmt.Errorf("alicaptchatest: the hang is %q; it must be %q, %q or %q",
+			string(f.Hang), StageHeaders, StageMidHeaders, StageBody)
 	case !slices.Contains([]Stage{"", StageRequest, StageMidRequest, StageHeaders, StageBody}, f.Reset):
-		return fmt.Errorf("alicaptchatest: the reset is %q; it must be %q, %q, %q or %q", string(f.Reset), StageRequest, StageMidRequest, StageHeaders, StageBody)
+		return fmt.Errorf("alicaptchatest: the reset is %q; it must be %q, %q, %q or %q",
+			string(f.Reset), StageRequest, StageMidRequest, StageHeaders, StageBody)
 	case f.Status != 0 && (f.Status < 200 || f.Status > 999): // after 1xx net/http sends another
 		return fmt.Errorf("alicaptchatest: the status is %d; it must be 200 to 999", f.Status)
 	case f.Status == 0 && (f.Body != "" || f.ContentType != ""):
@@ -153,7 +162,8 @@ func (f Faults) check() error {
 	case f.VerifyCode != "" && !isVerdict(f.VerifyCode):
 		return fmt.Errorf("alicaptchatest: the code is %q; it must be T or F and three digits", string(f.VerifyCode))
 	case f.Credentials != "" && !known:
-		return fmt.Errorf(`alicaptchatest: the credentials are %q; they must be "wrong", "expired", "forbidden" or "overdue"`, f.Credentials)
+		return fmt.Errorf(`alicaptchatest: the credentials are %q; they must be "wrong", "expired", "forbidden" or "overdue"`,
+			f.Credentials)
 	}
 	return nil
 }
@@ -195,7 +205,8 @@ func (f Faults) MarshalJSON() ([]byte, error) {
 	}
 	return json.Marshal(faultsJSON{
 		jsonDuration(f.Latency), jsonDuration(f.Jitter), steps, f.Hang, jsonDuration(f.Trickle), f.Reset, f.CloseIdle,
-		f.Status, f.Body, f.ContentType, f.ThrottleShare, f.ThrottleRate, f.Credentials, f.VerifyCode, jsonDuration(f.TLSDelay),
+		f.Status, f.Body, f.ContentType, f.ThrottleShare, f.ThrottleRate,
+		f.Credentials, f.VerifyCode, jsonDuration(f.TLSDelay),
 	})
 }
 
@@ -212,10 +223,11 @@ func (f *Faults) UnmarshalJSON(text []byte) error {
 		return errors.New("null is no object")
 	}
 	*f = Faults{
-		Latency: time.Duration(in.Latency), Jitter: time.Duration(in.Jitter), Hang: in.Hang, Trickle: time.Duration(in.Trickle),
+		Latency: time.Duration(in.Latency), Jitter: time.Duration(in.Jitter),
+		Hang: in.Hang, Trickle: time.Duration(in.Trickle),
 		Reset: in.Reset, CloseIdle: in.CloseIdle, Status: in.Status, Body: in.Body, ContentType: in.ContentType,
-		ThrottleShare: in.ThrottleShare, ThrottleRate: in.ThrottleRate, Credentials: in.Credentials, VerifyCode: in.VerifyCode,
-		TLSDelay: time.Duration(in.TLSDelay),
+		ThrottleShare: in.ThrottleShare, ThrottleRate: in.ThrottleRate, Credentials: in.Credentials,
+		VerifyCode: in.VerifyCode, TLSDelay: time.Duration(in.TLSDelay),
 	}
 	for _, step := range in.Steps {
 		f.Steps = append(f.Steps, time.Duration(step))

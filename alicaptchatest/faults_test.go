@@ -125,33 +125,102 @@ var faultCases = map[string]struct {
 	spent       bool
 	holds       bool // until the client's deadline
 }{
-	"latency":              {alicaptchatest.Faults{Latency: time.Hour}, alicaptcha.ServiceTimeout, 0, "Success", true, true},
-	"jitter, steps":        {alicaptchatest.Faults{Jitter: 1, Steps: []time.Duration{time.Hour}}, alicaptcha.ServiceTimeout, 0, "Success", true, true},
-	"hang in headers":      {alicaptchatest.Faults{Hang: "headers"}, alicaptcha.ServiceTimeout, 0, "Success", true, true},
-	"hang mid-headers":     {alicaptchatest.Faults{Hang: "mid-headers"}, alicaptcha.ServiceTimeout, 0, "Success", true, true},
-	"hang in body":         {alicaptchatest.Faults{Hang: "body"}, alicaptcha.ServiceTimeout, 200, "Success", true, true},
-	"hang in idle-closed":  {alicaptchatest.Faults{Hang: "body", CloseIdle: true}, alicaptcha.ServiceTimeout, 200, "Success", true, true},
-	"trickle":              {alicaptchatest.Faults{Trickle: time.Hour}, alicaptcha.ServiceTimeout, 200, "Success", true, true},
-	"reset in request":     {alicaptchatest.Faults{Reset: "request"}, alicaptcha.ServiceUnavailable, 0, "", false, false},
-	"reset mid-request":    {alicaptchatest.Faults{Reset: "mid-request"}, alicaptcha.ServiceUnavailable, 0, "", false, false},
-	"reset in headers":     {alicaptchatest.Faults{Reset: "headers"}, alicaptcha.ServiceUnavailable, 0, "Success", true, false},
-	"reset in body":        {alicaptchatest.Faults{Reset: "body"}, alicaptcha.ServiceUnavailable, 200, "Success", true, false},
-	"reset in idle-closed": {alicaptchatest.Faults{Reset: "body", CloseIdle: true}, alicaptcha.ServiceUnavailable, 200, "Success", true, false},
-	"500 JSON":             {alicaptchatest.Faults{Status: 500, Body: `{"Code":"InternalError","Message":"try again"}`, ContentType: "application/json"}, alicaptcha.ServiceUnavailable, 500, "", false, false},
-	"503 XML":              {alicaptchatest.Faults{Status: 503, Body: `<Error><Code>ServiceUnavailable</Code></Error>`, ContentType: "text/xml"}, alicaptcha.ServiceUnavailable, 503, "", false, false},
-	"502 HTML":             {alicaptchatest.Faults{Status: 502, Body: "<html><h1>Bad Gateway</h1>", ContentType: "text/html"}, alicaptcha.ServiceUnavailable, 502, "", false, false},
-	"504 nothing":          {alicaptchatest.Faults{Status: 504}, alicaptcha.ServiceUnavailable, 504, "", false, false},
-	"200 HTML":             {alicaptchatest.Faults{Status: 200, Body: "<html>"}, alicaptcha.ServiceUnavailable, 200, "", false, false},
-	"204":                  {alicaptchatest.Faults{Status: 204}, alicaptcha.ServiceUnavailable, 204, "", false, false},
-	"304":                  {alicaptchatest.Faults{Status: 304, CloseIdle: true}, alicaptcha.ServiceUnavailable, 304, "", false, false},
-	"999, a verdict in it": {alicaptchatest.Faults{Status: 999, Body: `{"Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001"}}`}, alicaptcha.ServiceUnavailable, 999, "", false, false},
-	"404 HTML":             {alicaptchatest.Faults{Status: 404, Body: "<html>"}, alicaptcha.RequestRefused, 404, "", false, false},
-	"429 nothing":          {alicaptchatest.Faults{Status: 429}, alicaptcha.ServiceThrottled, 429, "", false, false},
-	"throttled share":      {alicaptchatest.Faults{ThrottleShare: 1, Status: 500}, alicaptcha.ServiceThrottled, 503, "Throttling.User", false, false},
-	"wrong keys":           {alicaptchatest.Faults{Credentials: "wrong", ThrottleShare: 1}, alicaptcha.Misconfigured, 404, "InvalidAccessKeyId.NotFound", false, false},
-	"expired keys":         {alicaptchatest.Faults{Credentials: "expired"}, alicaptcha.Misconfigured, 400, "InvalidSecurityToken.Expired", false, false},
-	"forbidden":            {alicaptchatest.Faults{Credentials: "forbidden"}, alicaptcha.Misconfigured, 403, "Forbidden.RAMUserAccessDenied", false, false},
-	"overdue":              {alicaptchatest.Faults{Credentials: "overdue"}, alicaptcha.Misconfigured, 403, "Forbidden.AccountAccessDenied", false, false},
+	"latency": {
+		alicaptchatest.Faults{Latency: time.Hour},
+		alicaptcha.ServiceTimeout, 0, "Success", true, true,
+	},
+	"jitter, steps": {
+		alicaptchatest.Faults{Jitter: 1, Steps: []time.Duration{time.Hour}},
+		alicaptcha.ServiceTimeout, 0, "Success", true, true,
+	},
+	"hang in headers": {alicaptchatest.Faults{Hang: "headers"}, alicaptcha.ServiceTimeout, 0, "Success", true, true},
+	"hang mid-headers": {
+		alicaptchatest.Faults{Hang: "mid-headers"},
+		alicaptcha.ServiceTimeout, 0, "Success", true, true,
+	},
+	"hang in body": {alicaptchatest.Faults{Hang: "body"}, alicaptcha.ServiceTimeout, 200, "Success", true, true},
+	"hang in idle-closed": {
+		alicaptchatest.Faults{Hang: "body", CloseIdle: true},
+		alicaptcha.ServiceTimeout, 200, "Success", true, true,
+	},
+	"trickle": {
+		alicaptchatest.Faults{Trickle: time.Hour},
+		alicaptcha.ServiceTimeout, 200, "Success", true, true,
+	},
+	"reset in request": {alicaptchatest.Faults{Reset: "request"}, alicaptcha.ServiceUnavailable, 0, "", false, false},
+	"reset mid-request": {
+		alicaptchatest.Faults{Reset: "mid-request"},
+		alicaptcha.ServiceUnavailable, 0, "", false, false,
+	},
+	"reset in headers": {
+		alicaptchatest.Faults{Reset: "headers"},
+		alicaptcha.ServiceUnavailable, 0, "Success", true, false,
+	},
+	"reset in body": {
+		alicaptchatest.Faults{Reset: "body"},
+		alicaptcha.ServiceUnavailable, 200, "Success", true, false,
+	},
+	"reset in idle-closed": {
+		alicaptchatest.Faults{Reset: "body", CloseIdle: true},
+		alicaptcha.ServiceUnavailable, 200, "Success", true, false,
+	},
+	"500 JSON": {
+		alicaptchatest.Faults{
+			Status: 500, Body: `{"Code":"InternalError","Message":"try again"}`, ContentType: "application/json",
+		},
+		alicaptcha.ServiceUnavailable, 500, "", false, false,
+	},
+	"503 XML": {
+		alicaptchatest.Faults{
+			Status: 503, Body: `<Error><Code>ServiceUnavailable</Code></Error>`, ContentType: "text/xml",
+		},
+		alicaptcha.ServiceUnavailable, 503, "", false, false,
+	},
+	"502 HTML": {
+		alicaptchatest.Faults{Status: 502, Body: "<html><h1>Bad Gateway</h1>", ContentType: "text/html"},
+		alicaptcha.ServiceUnavailable, 502, "", false, false,
+	},
+	"504 nothing": {alicaptchatest.Faults{Status: 504}, alicaptcha.ServiceUnavailable, 504, "", false, false},
+	"200 HTML": {
+		alicaptchatest.Faults{Status: 200, Body: "<html>"},
+		alicaptcha.ServiceUnavailable, 200, "", false, false,
+	},
+	"204": {alicaptchatest.Faults{Status: 204}, alicaptcha.ServiceUnavailable, 204, "", false, false},
+	"304": {
+		alicaptchatest.Faults{Status: 304, CloseIdle: true},
+		alicaptcha.ServiceUnavailable, 304, "", false, false,
+	},
+	"999, a verdict in it": {
+		alicaptchatest.Faults{
+			Status: 999, Body: `{"Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001"}}`,
+		},
+		alicaptcha.ServiceUnavailable, 999, "", false, false,
+	},
+	"404 HTML": {
+		alicaptchatest.Faults{Status: 404, Body: "<html>"},
+		alicaptcha.RequestRefused, 404, "", false, false,
+	},
+	"429 nothing": {alicaptchatest.Faults{Status: 429}, alicaptcha.ServiceThrottled, 429, "", false, false},
+	"throttled share": {
+		alicaptchatest.Faults{ThrottleShare: 1, Status: 500},
+		alicaptcha.ServiceThrottled, 503, "Throttling.User", false, false,
+	},
+	"wrong keys": {
+		alicaptchatest.Faults{Credentials: "wrong", ThrottleShare: 1},
+		alicaptcha.Misconfigured, 404, "InvalidAccessKeyId.NotFound", false, false,
+	},
+	"expired keys": {
+		alicaptchatest.Faults{Credentials: "expired"},
+		alicaptcha.Misconfigured, 400, "InvalidSecurityToken.Expired", false, false,
+	},
+	"forbidden": {
+		alicaptchatest.Faults{Credentials: "forbidden"},
+		alicaptcha.Misconfigured, 403, "Forbidden.RAMUserAccessDenied", false, false,
+	},
+	"overdue": {
+		alicaptchatest.Faults{Credentials: "overdue"},
+		alicaptcha.Misconfigured, 403, "Forbidden.AccountAccessDenied", false, false,
+	},
 }
 
 func TestFaultsAndClient(t *testing.T) {
@@ -224,7 +293,8 @@ func TestFaultsAffectCallsOnly(t *testing.T) {
 
 				done := make(chan alicaptcha.Code, 1)
 				go func() {
-					result, _ := srv.Client().Verify(newDeadline(t), alicaptcha.Request{Param: issued["captchaVerifyParam"], SceneID: "login"})
+					req := alicaptcha.Request{Param: issued["captchaVerifyParam"], SceneID: "login"}
+					result, _ := srv.Client().Verify(newDeadline(t), req)
 					done <- result.Code
 				}()
 				if c.holds {
@@ -307,7 +377,8 @@ func TestFaultsComeAfterAuthentication(t *testing.T) {
 		require.Equal(t, "SignatureDoesNotMatch", send(t, s, r).Code)
 	}
 	setFaults(t, s, alicaptchatest.Faults{Hang: "headers"})
-	require.Equal(t, 413, send(t, s, signed("CaptchaVerifyParam="+strings.Repeat("x", 1<<20))).status, "it could not be seen to go away")
+	long := signed("CaptchaVerifyParam=" + strings.Repeat("x", 1<<20))
+	require.Equal(t, 413, send(t, s, long).status, "it could not be seen to go away")
 	setFaults(t, s, alicaptchatest.Faults{ThrottleShare: 1})
 	require.Equal(t, "Throttling.User", send(t, s, signed("SceneId=login")).Code, "before the parameters")
 }
@@ -509,7 +580,9 @@ func TestDelays(t *testing.T) {
 		require.Equal(t, 9*time.Second, time.Since(began), "between ten bytes")
 
 		// A change ends the delays of calls under way.
-		for _, f := range []alicaptchatest.Faults{{Latency: time.Hour}, {Trickle: time.Hour}, {Hang: "headers", Reset: "headers"}, {Hang: "body", Reset: "body"}} {
+		for _, f := range []alicaptchatest.Faults{
+			{Latency: time.Hour}, {Trickle: time.Hour}, {Hang: "headers", Reset: "headers"}, {Hang: "body", Reset: "body"},
+		} {
 			setFaults(t, s, f)
 			began := time.Now()
 			var wg sync.WaitGroup
@@ -830,10 +903,12 @@ func TestFaultsAreCopied(t *testing.T) {
 func TestServeFaults(t *testing.T) {
 	t.Parallel()
 	s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
-	const all = `{"latency":"150ms","jitter":"20µs","steps":["1s","0s","1m0s"],"hang":"headers","trickle":"10ms","reset":"body","closeIdle":true,` +
-		`"status":503,"body":"<x>","contentType":"text/xml","throttleShare":0.5,"throttleRate":50,"credentials":"expired","verifyCode":"F009","tlsDelay":"2s"}`
+	const all = `{"latency":"150ms","jitter":"20µs","steps":["1s","0s","1m0s"],"hang":"headers","trickle":"10ms",` +
+		`"reset":"body","closeIdle":true,"status":503,"body":"<x>","contentType":"text/xml","throttleShare":0.5,` +
+		`"throttleRate":50,"credentials":"expired","verifyCode":"F009","tlsDelay":"2s"}`
 	whole := alicaptchatest.Faults{
-		Latency: 150 * time.Millisecond, Jitter: 20 * time.Microsecond, Steps: []time.Duration{time.Second, 0, time.Minute}, Hang: "headers",
+		Latency: 150 * time.Millisecond, Jitter: 20 * time.Microsecond,
+		Steps: []time.Duration{time.Second, 0, time.Minute}, Hang: "headers",
 		Trickle: 10 * time.Millisecond, Reset: "body", CloseIdle: true, Status: 503, Body: "<x>", ContentType: "text/xml",
 		ThrottleShare: 0.5, ThrottleRate: 50, Credentials: "expired", VerifyCode: "F009", TLSDelay: 2 * time.Second,
 	}
@@ -926,7 +1001,8 @@ func TestFaultsUnderLoad(t *testing.T) {
 						made.Add(1)
 						result, err := client.Verify(short, alicaptcha.Request{Param: param, SceneID: "login"})
 						done()
-						if failure, ok := err.(*alicaptcha.Error); !(err == nil && result.Code == alicaptcha.T001 || ok && outage[failure.Code]) {
+						failure, ok := err.(*alicaptcha.Error)
+						if !(err == nil && result.Code == alicaptcha.T001 || ok && outage[failure.Code]) {
 							t.Error(result, err)
 						}
 					}

@@ -30,7 +30,9 @@ func TestSignVector(t *testing.T) {
 	r.Header.Set("X-Acs-Version", "2023-03-05")
 
 	// Their order is not the caller's.
-	headers := []string{"x-acs-version", "host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce"}
+	headers := []string{
+		"x-acs-version", "host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce",
+	}
 	got, ok := sign(r, hashed, headers, "test-secret")
 	require.True(t, ok)
 	require.Equal(t, "a6c2000eda36d6945559103f39c06f1837e21794e8051f56092bc3b3a7264b2b", got)
@@ -47,13 +49,20 @@ func TestContentHashHeader(t *testing.T) {
 	s := NewSimulator(Config{})
 	sum := sha256.Sum256(nil)
 	hashed := hex.EncodeToString(sum[:])
-	for header, fault := range map[string]string{hashed: "", strings.ToUpper(hashed): "SignatureDoesNotMatch", "x": "SignatureDoesNotMatch"} {
+	for header, fault := range map[string]string{
+		hashed:                  "",
+		strings.ToUpper(hashed): "SignatureDoesNotMatch",
+		"x":                     "SignatureDoesNotMatch",
+	} {
 		r := httptest.NewRequest(http.MethodPost, "/", nil)
 		r.Header.Set("X-Acs-Content-Sha256", header)
-		headers := []string{"host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version"}
+		headers := []string{
+			"host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version",
+		}
 		signature, ok := sign(r, hashed, headers, "test-secret")
 		require.True(t, ok)
-		r.Header.Set("Authorization", algorithm+" Credential=test-id,SignedHeaders="+strings.Join(headers, ";")+",Signature="+signature)
+		r.Header.Set("Authorization",
+			algorithm+" Credential=test-id,SignedHeaders="+strings.Join(headers, ";")+",Signature="+signature)
 		got := s.checkSignature(r, nil)
 		if fault == "" {
 			require.Nil(t, got)

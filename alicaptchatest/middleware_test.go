@@ -32,13 +32,19 @@ func TestAssertProtectedByMiddleware(t *testing.T) {
 	gate := newMiddleware(t, alicaptcha.Config{})
 	reportOnly := newMiddleware(t, alicaptcha.Config{ReportOnly: true})
 	open := newMiddleware(t, alicaptcha.Config{Policy: alicaptcha.Policy{alicaptcha.ParamMissing: alicaptcha.Allow()}})
-	oddAnswer := newMiddleware(t, alicaptcha.Config{OnReject: func(http.ResponseWriter, *http.Request, alicaptcha.Outcome) {}})
-	teapot := newMiddleware(t, alicaptcha.Config{OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) {
-		w.WriteHeader(http.StatusTeapot)
-	}})
-	polite := newMiddleware(t, alicaptcha.Config{OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) {
-		io.WriteString(w, `{"code":40001}`)
-	}})
+	oddAnswer := newMiddleware(t, alicaptcha.Config{
+		OnReject: func(http.ResponseWriter, *http.Request, alicaptcha.Outcome) {},
+	})
+	teapot := newMiddleware(t, alicaptcha.Config{
+		OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) {
+			w.WriteHeader(http.StatusTeapot)
+		},
+	})
+	polite := newMiddleware(t, alicaptcha.Config{
+		OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) {
+			io.WriteString(w, `{"code":40001}`)
+		},
+	})
 	inOrder := func(handlers ...http.Handler) http.Handler {
 		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			for _, h := range handlers {
@@ -145,7 +151,8 @@ func TestDoublesBehindMiddleware(t *testing.T) {
 func TestMiddlewareOnSimulator(t *testing.T) {
 	t.Parallel()
 	srv := alicaptchatest.StartTLS(t, alicaptchatest.Config{})
-	h := newMiddleware(t, alicaptcha.Config{Verifier: srv.Client()}).Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	gate := newMiddleware(t, alicaptcha.Config{Verifier: srv.Client()})
+	h := gate.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		o, _ := alicaptcha.FromContext(r.Context())
 		io.WriteString(w, string(o.Code))
 	}))
@@ -176,7 +183,11 @@ func TestClientSeesExpiry(t *testing.T) {
 		format alicaptchatest.Format
 		age    time.Duration
 		code   alicaptcha.Code
-	}{{alicaptchatest.V2, 21 * time.Minute, "F014"}, {alicaptchatest.V3, 91 * time.Second, "F019"}, {alicaptchatest.V3, time.Minute, "T001"}} {
+	}{
+		{alicaptchatest.V2, 21 * time.Minute, "F014"},
+		{alicaptchatest.V3, 91 * time.Second, "F019"},
+		{alicaptchatest.V3, time.Minute, "T001"},
+	} {
 		param, err := server.Issue(alicaptchatest.Issue{SceneID: "login", Format: row.format})
 		require.NoError(t, err)
 		server.Advance(row.age)

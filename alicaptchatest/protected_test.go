@@ -54,26 +54,35 @@ func TestAssertProtected(t *testing.T) {
 		routes []string
 		errors [][]string // what each report holds
 	}{
-		"one":            {[]string{"POST /good"}, nil},
-		"several":        {[]string{"POST /good", "DELETE /things/7?x=%20y"}, nil},
-		"none":           {nil, [][]string{{"no routes"}}},
-		"let through":    {[]string{"POST /open"}, [][]string{{`"POST /open"`, "let", "418", "ReportOnly", "ParamMissing"}}},
-		"both":           {[]string{"POST /both"}, [][]string{{`"POST /both"`, "let"}}},
-		"no gate":        {[]string{"POST /bare"}, [][]string{{`"POST /bare"`, "status 200", "Deferred", "Require"}}},
-		"another's 403":  {[]string{"POST /forbidden"}, [][]string{{`"POST /forbidden"`, "status 403", "another middleware"}}},
-		"login":          {[]string{"POST /unauthorized"}, [][]string{{`"POST /unauthorized"`, "status 401", "another middleware"}}},
+		"one":         {[]string{"POST /good"}, nil},
+		"several":     {[]string{"POST /good", "DELETE /things/7?x=%20y"}, nil},
+		"none":        {nil, [][]string{{"no routes"}}},
+		"let through": {[]string{"POST /open"}, [][]string{{`"POST /open"`, "let", "418", "ReportOnly", "ParamMissing"}}},
+		"both":        {[]string{"POST /both"}, [][]string{{`"POST /both"`, "let"}}},
+		"no gate":     {[]string{"POST /bare"}, [][]string{{`"POST /bare"`, "status 200", "Deferred", "Require"}}},
+		"another's 403": {
+			[]string{"POST /forbidden"},
+			[][]string{{`"POST /forbidden"`, "status 403", "another middleware"}},
+		},
+		"login": {
+			[]string{"POST /unauthorized"},
+			[][]string{{`"POST /unauthorized"`, "status 401", "another middleware"}},
+		},
 		"no route":       {[]string{"POST /nowhere"}, [][]string{{`"POST /nowhere"`, "status 404", "no such route"}}},
 		"another method": {[]string{"PUT /good"}, [][]string{{`"PUT /good"`, "status 405", "no such route"}}},
-		"panic":          {[]string{"POST /panics", "POST /bare"}, [][]string{{`"POST /panics"`, "panicked", "at the disco"}, {`"POST /bare"`}}},
-		"abort":          {[]string{"POST /aborts"}, [][]string{{`"POST /aborts"`, "panicked"}}},
-		"no method":      {[]string{"/good"}, [][]string{{`"/good"`, "a method and a path"}}},
-		"no path":        {[]string{"POST"}, [][]string{{`"POST"`, "a method and a path"}}},
-		"empty":          {[]string{""}, [][]string{{`""`, "a method and a path"}}},
-		"no slash":       {[]string{"POST good"}, [][]string{{"a method and a path"}}},
-		"more":           {[]string{"POST /good HTTP/1.0"}, [][]string{{"a method and a path"}}},
-		"bad method":     {[]string{"PO(ST /good"}, [][]string{{"malformed"}}},
-		"bad path":       {[]string{"POST /%zz"}, [][]string{{"malformed"}}},
-		"some":           {[]string{"POST /bare", "POST /good", "POST /open"}, [][]string{{"/bare"}, {"/open"}}},
+		"panic": {
+			[]string{"POST /panics", "POST /bare"},
+			[][]string{{`"POST /panics"`, "panicked", "at the disco"}, {`"POST /bare"`}},
+		},
+		"abort":      {[]string{"POST /aborts"}, [][]string{{`"POST /aborts"`, "panicked"}}},
+		"no method":  {[]string{"/good"}, [][]string{{`"/good"`, "a method and a path"}}},
+		"no path":    {[]string{"POST"}, [][]string{{`"POST"`, "a method and a path"}}},
+		"empty":      {[]string{""}, [][]string{{`""`, "a method and a path"}}},
+		"no slash":   {[]string{"POST good"}, [][]string{{"a method and a path"}}},
+		"more":       {[]string{"POST /good HTTP/1.0"}, [][]string{{"a method and a path"}}},
+		"bad method": {[]string{"PO(ST /good"}, [][]string{{"malformed"}}},
+		"bad path":   {[]string{"POST /%zz"}, [][]string{{"malformed"}}},
+		"some":       {[]string{"POST /bare", "POST /good", "POST /open"}, [][]string{{"/bare"}, {"/open"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -29,10 +29,16 @@ func (s *Simulator) authenticate(r *http.Request, body []byte) *answer {
 	date, err := time.Parse(dateLayout, r.Header.Get("X-Acs-Date"))
 	// Parse takes fractions of a second that the layout does not have.
 	if err != nil || date.Format(dateLayout) != r.Header.Get("X-Acs-Date") {
-		return &answer{status: 400, code: "InvalidTimeStamp.Format", message: "Specified time stamp or date value is not well formatted."}
+		return &answer{
+			status: 400, code: "InvalidTimeStamp.Format",
+			message: "Specified time stamp or date value is not well formatted.",
+		}
 	}
 	if time.Since(date).Abs() > dateWindow { // not by Advance, which a client's clock does not follow
-		return &answer{status: 400, code: "InvalidTimeStamp.Expired", message: "Specified time stamp or date value is expired."}
+		return &answer{
+			status: 400, code: "InvalidTimeStamp.Expired",
+			message: "Specified time stamp or date value is expired.",
+		}
 	}
 	nonce := r.Header.Get("X-Acs-Signature-Nonce")
 	if nonce == "" {
@@ -54,7 +60,10 @@ func (s *Simulator) authenticate(r *http.Request, body []byte) *answer {
 func (s *Simulator) checkSignature(r *http.Request, body []byte) *answer {
 	auth, ok := parseAuthorization(r.Header.Get("Authorization"))
 	if !ok || !auth.covers(r.Header) {
-		return &answer{status: 400, code: "IncompleteSignature", message: "The request signature does not conform to Aliyun standards."}
+		return &answer{
+			status: 400, code: "IncompleteSignature",
+			message: "The request signature does not conform to Aliyun standards.",
+		}
 	}
 	if auth.keyID != s.cfg.AccessKeyID {
 		return &answer{status: 404, code: "InvalidAccessKeyId.NotFound", message: "Specified access key is not found."}
@@ -65,13 +74,19 @@ func (s *Simulator) checkSignature(r *http.Request, body []byte) *answer {
 	case token != s.cfg.SecurityToken:
 		return &answer{status: 400, code: "InvalidSecurityToken.Malformed", message: "Specified SecurityToken is malformed."}
 	case token != "" && r.Header.Get("X-Acs-Accesskey-Id") != auth.keyID:
-		return &answer{status: 400, code: "InvalidSecurityToken.MismatchWithAccessKey", message: "Specified SecurityToken mismatches with the access key."}
+		return &answer{
+			status: 400, code: "InvalidSecurityToken.MismatchWithAccessKey",
+			message: "Specified SecurityToken mismatches with the access key.",
+		}
 	}
 	sum := sha256.Sum256(body)
 	hashed := hex.EncodeToString(sum[:])
 	want, ok := sign(r, hashed, auth.signed, s.cfg.AccessKeySecret)
 	if !ok || r.Header.Get("X-Acs-Content-Sha256") != hashed || !hmac.Equal([]byte(want), []byte(auth.signature)) {
-		return &answer{status: 400, code: "SignatureDoesNotMatch", message: "Specified signature does not match our calculation."}
+		return &answer{
+			status: 400, code: "SignatureDoesNotMatch",
+			message: "Specified signature does not match our calculation.",
+		}
 	}
 	return nil
 }
@@ -101,7 +116,9 @@ func parseAuthorization(header string) (authorization, bool) {
 
 // covers reports whether the signature is over all that it must be over.
 func (a authorization) covers(header http.Header) bool {
-	for _, name := range []string{"host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version"} {
+	for _, name := range []string{
+		"host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version",
+	} {
 		if !slices.Contains(a.signed, name) {
 			return false
 		}

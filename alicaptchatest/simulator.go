@@ -228,7 +228,8 @@ func (s *Simulator) Issue(i Issue) (string, error) {
 	case !slices.Contains(s.cfg.Scenes, i.SceneID):
 		return "", fmt.Errorf("alicaptchatest: %q is not a scene of the account", i.SceneID)
 	case i.Format != V3 && i.Format != V2:
-		return "", fmt.Errorf("alicaptchatest: the format is %q; it must be %q or %q", string(i.Format), string(V3), string(V2))
+		return "", fmt.Errorf("alicaptchatest: the format is %q; it must be %q or %q",
+			string(i.Format), string(V3), string(V2))
 	case !isVerdict(i.Code):
 		return "", fmt.Errorf("alicaptchatest: the code is %q; it must be T or F and three digits", string(i.Code))
 	case i.Bytes < 0 || i.Bytes > maxData:
@@ -257,10 +258,12 @@ func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case r.URL.Path == "/AliyunCaptcha.js":
 		serveWidget(w, r)
 	case r.URL.Path != "/":
-		answer{status: 404, code: "InvalidAction.NotFound", message: "The specified path is not found."}.reply(r.Host).write(w)
+		missing := answer{status: 404, code: "InvalidAction.NotFound", message: "The specified path is not found."}
+		missing.reply(r.Host).write(w)
 	case r.Method != http.MethodPost:
 		w.Header().Set("Allow", http.MethodPost)
-		answer{status: 405, code: "UnsupportedHTTPMethod", message: "This http method is not supported."}.reply(r.Host).write(w)
+		refusal := answer{status: 405, code: "UnsupportedHTTPMethod", message: "This http method is not supported."}
+		refusal.reply(r.Host).write(w)
 	default:
 		s.serveCall(w, r)
 	}
@@ -385,7 +388,8 @@ func (s *Simulator) record(call *Call) {
 
 // parseForm returns no values for a body that is not a form.
 func parseForm(contentType string, body []byte) (url.Values, error) {
-	if mediaType, _, err := mime.ParseMediaType(contentType); err != nil || mediaType != "application/x-www-form-urlencoded" {
+	mediaType, _, err := mime.ParseMediaType(contentType)
+	if err != nil || mediaType != "application/x-www-form-urlencoded" {
 		return nil, nil
 	}
 	form, err := url.ParseQuery(string(body))
@@ -512,7 +516,8 @@ type reply struct {
 }
 
 func replyJSON(status int, v any) reply {
-	return reply{status, http.Header{"Content-Type": {"application/json;charset=utf-8"}, "Cache-Control": {"no-store"}}, marshal(v)}
+	header := http.Header{"Content-Type": {"application/json;charset=utf-8"}, "Cache-Control": {"no-store"}}
+	return reply{status, header, marshal(v)}
 }
 
 func (rep reply) write(w http.ResponseWriter) {

@@ -72,7 +72,8 @@ func signWith(r *http.Request, id, secret string, leftOut ...string) {
 	canonical.WriteString("\n" + strings.Join(names, ";") + "\n" + r.Header.Get("X-Acs-Content-Sha256"))
 	mac := hmac.New(sha256.New, []byte(secret))
 	fmt.Fprintf(mac, "ACS3-HMAC-SHA256\n%x", sha256.Sum256([]byte(canonical.String())))
-	r.Header.Set("Authorization", fmt.Sprintf("ACS3-HMAC-SHA256 Credential=%s,SignedHeaders=%s,Signature=%x", id, strings.Join(names, ";"), mac.Sum(nil)))
+	r.Header.Set("Authorization", fmt.Sprintf("ACS3-HMAC-SHA256 Credential=%s,SignedHeaders=%s,Signature=%x",
+		id, strings.Join(names, ";"), mac.Sum(nil)))
 }
 
 // signed returns a right call.
@@ -198,7 +199,10 @@ func TestOfficialClients(t *testing.T) {
 
 func TestOfficialSDK(t *testing.T) {
 	t.Parallel()
-	for name, cfg := range map[string]alicaptchatest.Config{"pair": {}, "STS": {AccessKeyID: "STS.id", AccessKeySecret: "secret", SecurityToken: "token"}} {
+	for name, cfg := range map[string]alicaptchatest.Config{
+		"pair": {},
+		"STS":  {AccessKeyID: "STS.id", AccessKeySecret: "secret", SecurityToken: "token"},
+	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			srv := alicaptchatest.Start(t, cfg)
@@ -218,7 +222,8 @@ func TestOfficialSDK(t *testing.T) {
 			for _, format := range []alicaptchatest.Format{alicaptchatest.V3, alicaptchatest.V2} {
 				for _, code := range []alicaptcha.Code{alicaptcha.T001, alicaptcha.F001} {
 					param := issue(t, srv, alicaptchatest.Issue{Format: format, Code: code})
-					resp, err := sdk.VerifyIntelligentCaptcha(&captcha.VerifyIntelligentCaptchaRequest{CaptchaVerifyParam: &param, SceneId: new("login")})
+					req := &captcha.VerifyIntelligentCaptchaRequest{CaptchaVerifyParam: &param, SceneId: new("login")}
+					resp, err := sdk.VerifyIntelligentCaptcha(req)
 					require.NoError(t, err)
 					require.Equal(t, string(code), *resp.Body.Result.VerifyCode)
 					require.Equal(t, code == alicaptcha.T001, *resp.Body.Result.VerifyResult)
@@ -242,7 +247,9 @@ func TestHTTP2(t *testing.T) {
 
 func TestServerEndsWithTheTest(t *testing.T) {
 	t.Parallel()
-	for _, start := range []func(testing.TB, alicaptchatest.Config) *alicaptchatest.Server{alicaptchatest.Start, alicaptchatest.StartTLS} {
+	for _, start := range []func(testing.TB, alicaptchatest.Config) *alicaptchatest.Server{
+		alicaptchatest.Start, alicaptchatest.StartTLS,
+	} {
 		tb := &fakeTB{TB: t}
 		srv := start(tb, alicaptchatest.Config{})
 		client := srv.Client()
@@ -281,7 +288,9 @@ func (tb *fakeTB) cleanup() {
 // Everything about the call is wrong at first; each step mends what was found.
 func TestOrderOfFaults(t *testing.T) {
 	t.Parallel()
-	s := alicaptchatest.NewSimulator(alicaptchatest.Config{SecurityToken: "token", AccessKeyID: "id", AccessKeySecret: "secret"})
+	s := alicaptchatest.NewSimulator(alicaptchatest.Config{
+		SecurityToken: "token", AccessKeyID: "id", AccessKeySecret: "secret",
+	})
 	used := newCall(form("x"))
 	used.Header.Set("X-Acs-Security-Token", "token")
 	used.Header.Set("X-Acs-Accesskey-Id", "id")
@@ -311,14 +320,26 @@ func TestOrderOfFaults(t *testing.T) {
 		{400, "SignatureNonceUsed", mend("X-Acs-Signature-Nonce", rand.Text())},
 		{400, "IncompleteSignature", mend("Authorization", "Bearer x")},
 		{400, "IncompleteSignature", signAs("other", "other")}, // x-acs-content-sha256 is not there to be signed
-		{400, "IncompleteSignature", func() { mend("X-Acs-Content-Sha256", strings.Repeat("0", 64))(); signAs("other", "other")() }},
+		{400, "IncompleteSignature", func() {
+			mend("X-Acs-Content-Sha256", strings.Repeat("0", 64))()
+			signAs("other", "other")()
+		}},
 		{404, "InvalidAccessKeyId.NotFound", signAs("id", "other")},
 		{400, "MissingSecurityToken", func() { mend("X-Acs-Security-Token", "wrong")(); signAs("id", "other")() }},
 		{400, "InvalidSecurityToken.Malformed", func() { mend("X-Acs-Security-Token", "token")(); signAs("id", "other")() }},
-		{400, "InvalidSecurityToken.MismatchWithAccessKey", func() { mend("X-Acs-Accesskey-Id", "other")(); signAs("id", "other")() }},
-		{400, "InvalidSecurityToken.MismatchWithAccessKey", func() { mend("X-Acs-Accesskey-Id", "id")(); signAs("id", "other")() }},
+		{400, "InvalidSecurityToken.MismatchWithAccessKey", func() {
+			mend("X-Acs-Accesskey-Id", "other")()
+			signAs("id", "other")()
+		}},
+		{400, "InvalidSecurityToken.MismatchWithAccessKey", func() {
+			mend("X-Acs-Accesskey-Id", "id")()
+			signAs("id", "other")()
+		}},
 		{400, "SignatureDoesNotMatch", signAs("id", "secret")}, // right, but for another body
-		{400, "SignatureDoesNotMatch", func() { mend("X-Acs-Content-Sha256", hex.EncodeToString(hash[:]))(); signAs("id", "secret")() }},
+		{400, "SignatureDoesNotMatch", func() {
+			mend("X-Acs-Content-Sha256", hex.EncodeToString(hash[:]))()
+			signAs("id", "secret")()
+		}},
 		{401, "InvalidParameter", func() {
 			body = "SceneId=login"
 			fresh := newCall(body)
@@ -352,28 +373,58 @@ func TestSignature(t *testing.T) {
 		spoil func(*http.Request)
 		code  string
 	}{
-		"right":                  {right, "Success"},
-		"another secret":         {func(r *http.Request) { signWith(r, "test-id", "secret") }, "SignatureDoesNotMatch"},
-		"header changed":         {func(r *http.Request) { right(r); r.Header.Set("X-Acs-Signature-Nonce", "other") }, "SignatureDoesNotMatch"},
-		"header doubled":         {func(r *http.Request) { right(r); r.Header.Add("X-Acs-Signature-Nonce", "other") }, "SignatureDoesNotMatch"},
-		"host changed":           {func(r *http.Request) { right(r); r.Host = "evil.test" }, "SignatureDoesNotMatch"},
-		"query added":            {func(r *http.Request) { right(r); r.URL.RawQuery = "SceneId=login" }, "SignatureDoesNotMatch"},
-		"query unreadable":       {func(r *http.Request) { r.URL.RawQuery = "%zz"; right(r) }, "SignatureDoesNotMatch"},
-		"query signed":           {func(r *http.Request) { r.URL.RawQuery = "a=1%202&b="; right(r) }, "Success"},
-		"body changed":           {func(r *http.Request) { right(r); r.Body = newCall("CaptchaVerifyParam=y").Body }, "SignatureDoesNotMatch"},
-		"content type unsigned":  {func(r *http.Request) { right(r); r.Header.Set("Content-Type", "text/plain") }, "MissingParameter"},
-		"unexpected token":       {func(r *http.Request) { r.Header.Set("X-Acs-Security-Token", "t"); right(r) }, "InvalidSecurityToken.Malformed"},
-		"unsigned x-acs header":  {func(r *http.Request) { right(r); r.Header.Set("X-Acs-Credentials-Provider", "p") }, "IncompleteSignature"},
-		"signed x-acs header":    {func(r *http.Request) { r.Header.Set("X-Acs-Credentials-Provider", "p"); right(r) }, "Success"},
-		"header of two values":   {func(r *http.Request) { r.Header["X-Acs-Trace"] = []string{"b", "a"}; right(r) }, "Success"},
-		"upper-case signature":   {func(r *http.Request) { right(r); upperSignature(r) }, "SignatureDoesNotMatch"},
-		"host left out":          {leaveOut("host"), "IncompleteSignature"},
-		"action left out":        {leaveOut("x-acs-action"), "IncompleteSignature"},
-		"version left out":       {leaveOut("x-acs-version"), "IncompleteSignature"},
-		"date left out":          {leaveOut("x-acs-date"), "IncompleteSignature"},
-		"nonce left out":         {leaveOut("x-acs-signature-nonce"), "IncompleteSignature"},
-		"content hash left out":  {leaveOut("x-acs-content-sha256"), "IncompleteSignature"},
-		"content hash not there": {func(r *http.Request) { r.Header.Del("X-Acs-Content-Sha256"); right(r) }, "IncompleteSignature"},
+		"right":          {right, "Success"},
+		"another secret": {func(r *http.Request) { signWith(r, "test-id", "secret") }, "SignatureDoesNotMatch"},
+		"header changed": {func(r *http.Request) {
+			right(r)
+			r.Header.Set("X-Acs-Signature-Nonce", "other")
+		}, "SignatureDoesNotMatch"},
+		"header doubled": {func(r *http.Request) {
+			right(r)
+			r.Header.Add("X-Acs-Signature-Nonce", "other")
+		}, "SignatureDoesNotMatch"},
+		"host changed": {func(r *http.Request) { right(r); r.Host = "evil.test" }, "SignatureDoesNotMatch"},
+		"query added": {func(r *http.Request) {
+			right(r)
+			r.URL.RawQuery = "SceneId=login"
+		}, "SignatureDoesNotMatch"},
+		"query unreadable": {func(r *http.Request) { r.URL.RawQuery = "%zz"; right(r) }, "SignatureDoesNotMatch"},
+		"query signed":     {func(r *http.Request) { r.URL.RawQuery = "a=1%202&b="; right(r) }, "Success"},
+		"body changed": {func(r *http.Request) {
+			right(r)
+			r.Body = newCall("CaptchaVerifyParam=y").Body
+		}, "SignatureDoesNotMatch"},
+		"content type unsigned": {func(r *http.Request) {
+			right(r)
+			r.Header.Set("Content-Type", "text/plain")
+		}, "MissingParameter"},
+		"unexpected token": {func(r *http.Request) {
+			r.Header.Set("X-Acs-Security-Token", "t")
+			right(r)
+		}, "InvalidSecurityToken.Malformed"},
+		"unsigned x-acs header": {func(r *http.Request) {
+			right(r)
+			r.Header.Set("X-Acs-Credentials-Provider", "p")
+		}, "IncompleteSignature"},
+		"signed x-acs header": {func(r *http.Request) {
+			r.Header.Set("X-Acs-Credentials-Provider", "p")
+			right(r)
+		}, "Success"},
+		"header of two values": {func(r *http.Request) {
+			r.Header["X-Acs-Trace"] = []string{"b", "a"}
+			right(r)
+		}, "Success"},
+		"upper-case signature":  {func(r *http.Request) { right(r); upperSignature(r) }, "SignatureDoesNotMatch"},
+		"host left out":         {leaveOut("host"), "IncompleteSignature"},
+		"action left out":       {leaveOut("x-acs-action"), "IncompleteSignature"},
+		"version left out":      {leaveOut("x-acs-version"), "IncompleteSignature"},
+		"date left out":         {leaveOut("x-acs-date"), "IncompleteSignature"},
+		"nonce left out":        {leaveOut("x-acs-signature-nonce"), "IncompleteSignature"},
+		"content hash left out": {leaveOut("x-acs-content-sha256"), "IncompleteSignature"},
+		"content hash not there": {func(r *http.Request) {
+			r.Header.Del("X-Acs-Content-Sha256")
+			right(r)
+		}, "IncompleteSignature"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -552,44 +603,50 @@ func v3(members string) string { return base64.StdEncoding.EncodeToString([]byte
 
 func TestVerifyCodes(t *testing.T) {
 	t.Parallel()
-	s := alicaptchatest.NewSimulator(alicaptchatest.Config{Scenes: []string{"login", "signup", "shared"}, ForeignScenes: []string{"theirs", "shared"}})
-	const whole2, whole3 = `"sceneId":"login","certifyId":"c","deviceToken":"d","data":"e"`, `"certifyId":"c","sceneId":"login","isSign":true,"securityToken":"t"`
+	s := alicaptchatest.NewSimulator(alicaptchatest.Config{
+		Scenes: []string{"login", "signup", "shared"}, ForeignScenes: []string{"theirs", "shared"},
+	})
+	const whole2 = `"sceneId":"login","certifyId":"c","deviceToken":"d","data":"e"`
+	const whole3 = `"certifyId":"c","sceneId":"login","isSign":true,"securityToken":"t"`
 	for name, c := range map[string]struct {
 		param string
 		scene []string
 		code  alicaptcha.Code
 	}{
-		"empty":                    {"", []string{"nowhere"}, "F002"},
-		"no JSON":                  {"junk!", []string{"nowhere"}, "F003"},
-		"JSON, no object":          {`["sceneId"]`, nil, "F003"},
-		"null":                     {`null`, nil, "F003"},
-		"something after it":       {v2(whole2) + "x", nil, "F003"},
-		"base64 of no JSON":        {base64.StdEncoding.EncodeToString([]byte("junk")), nil, "F003"},
-		"base64 of no object":      {base64.StdEncoding.EncodeToString([]byte("17")), nil, "F003"},
-		"base64 of null":           {base64.StdEncoding.EncodeToString([]byte("null")), nil, "F003"},
-		"base64 without padding":   {strings.TrimRight(v3(whole3+" "), "="), nil, "F003"},
-		"v2 empty":                 {v2(""), []string{"nowhere"}, "F013"},
-		"v2 no sceneId":            {v2(`"certifyId":"c","deviceToken":"d","data":"e"`), nil, "F013"},
-		"v2 no certifyId":          {v2(`"sceneId":"login","deviceToken":"d","data":"e"`), nil, "F013"},
-		"v2 no deviceToken":        {v2(`"sceneId":"login","certifyId":"c","data":"e"`), nil, "F013"},
-		"v2 no data":               {v2(`"sceneId":"login","certifyId":"c","deviceToken":"d"`), nil, "F013"},
-		"v2 empty data":            {v2(`"sceneId":"login","certifyId":"c","deviceToken":"d","data":""`), nil, "F013"},
-		"v2 data no string":        {v2(`"sceneId":"login","certifyId":"c","deviceToken":"d","data":7`), nil, "F013"},
-		"v2 member of other case":  {v2(`"sceneId":"login","certifyId":"c","deviceToken":"d","Data":"e"`), nil, "F013"},
-		"v3 no certifyId":          {v3(`"sceneId":"login","isSign":true,"securityToken":"t"`), nil, "F013"},
-		"v3 no sceneId":            {v3(`"certifyId":"c","isSign":true,"securityToken":"t"`), nil, "F013"},
-		"v3 no isSign":             {v3(`"certifyId":"c","sceneId":"login","securityToken":"t"`), nil, "F013"},
-		"v3 no securityToken":      {v3(`"certifyId":"c","sceneId":"login","isSign":true`), nil, "F013"},
-		"v3 empty securityToken":   {v3(`"certifyId":"c","sceneId":"login","isSign":true,"securityToken":""`), nil, "F013"},
-		"foreign scene":            {v2(whole2), []string{"theirs"}, "F006"},
-		"scene foreign and own":    {v2(whole2), []string{"shared"}, "F006"},
-		"unknown scene":            {v2(whole2), []string{"nowhere"}, "F005"},
-		"empty scene":              {v2(whole2), []string{""}, "F005"},
-		"another scene":            {v2(whole2), []string{"signup"}, "F012"},
-		"v2 never issued":          {v2(whole2), []string{"login"}, "F014"},
-		"v3 never issued":          {v3(whole3), []string{"login"}, "F014"},
-		"never issued, no scene":   {v3(whole3), nil, "F014"},
-		"unknown scene in a param": {v3(`"certifyId":"c","sceneId":"nowhere","isSign":true,"securityToken":"t"`), nil, "F014"},
+		"empty":                   {"", []string{"nowhere"}, "F002"},
+		"no JSON":                 {"junk!", []string{"nowhere"}, "F003"},
+		"JSON, no object":         {`["sceneId"]`, nil, "F003"},
+		"null":                    {`null`, nil, "F003"},
+		"something after it":      {v2(whole2) + "x", nil, "F003"},
+		"base64 of no JSON":       {base64.StdEncoding.EncodeToString([]byte("junk")), nil, "F003"},
+		"base64 of no object":     {base64.StdEncoding.EncodeToString([]byte("17")), nil, "F003"},
+		"base64 of null":          {base64.StdEncoding.EncodeToString([]byte("null")), nil, "F003"},
+		"base64 without padding":  {strings.TrimRight(v3(whole3+" "), "="), nil, "F003"},
+		"v2 empty":                {v2(""), []string{"nowhere"}, "F013"},
+		"v2 no sceneId":           {v2(`"certifyId":"c","deviceToken":"d","data":"e"`), nil, "F013"},
+		"v2 no certifyId":         {v2(`"sceneId":"login","deviceToken":"d","data":"e"`), nil, "F013"},
+		"v2 no deviceToken":       {v2(`"sceneId":"login","certifyId":"c","data":"e"`), nil, "F013"},
+		"v2 no data":              {v2(`"sceneId":"login","certifyId":"c","deviceToken":"d"`), nil, "F013"},
+		"v2 empty data":           {v2(`"sceneId":"login","certifyId":"c","deviceToken":"d","data":""`), nil, "F013"},
+		"v2 data no string":       {v2(`"sceneId":"login","certifyId":"c","deviceToken":"d","data":7`), nil, "F013"},
+		"v2 member of other case": {v2(`"sceneId":"login","certifyId":"c","deviceToken":"d","Data":"e"`), nil, "F013"},
+		"v3 no certifyId":         {v3(`"sceneId":"login","isSign":true,"securityToken":"t"`), nil, "F013"},
+		"v3 no sceneId":           {v3(`"certifyId":"c","isSign":true,"securityToken":"t"`), nil, "F013"},
+		"v3 no isSign":            {v3(`"certifyId":"c","sceneId":"login","securityToken":"t"`), nil, "F013"},
+		"v3 no securityToken":     {v3(`"certifyId":"c","sceneId":"login","isSign":true`), nil, "F013"},
+		"v3 empty securityToken":  {v3(`"certifyId":"c","sceneId":"login","isSign":true,"securityToken":""`), nil, "F013"},
+		"foreign scene":           {v2(whole2), []string{"theirs"}, "F006"},
+		"scene foreign and own":   {v2(whole2), []string{"shared"}, "F006"},
+		"unknown scene":           {v2(whole2), []string{"nowhere"}, "F005"},
+		"empty scene":             {v2(whole2), []string{""}, "F005"},
+		"another scene":           {v2(whole2), []string{"signup"}, "F012"},
+		"v2 never issued":         {v2(whole2), []string{"login"}, "F014"},
+		"v3 never issued":         {v3(whole3), []string{"login"}, "F014"},
+		"never issued, no scene":  {v3(whole3), nil, "F014"},
+		"unknown scene in a param": {
+			v3(`"certifyId":"c","sceneId":"nowhere","isSign":true,"securityToken":"t"`),
+			nil, "F014",
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -627,7 +684,8 @@ func TestIssuedParams(t *testing.T) {
 				require.Equal(t, id, a.Result.CertifyID)
 				require.Equal(t, again, verify(t, s, param))
 			}
-			require.EqualValues(t, "T001", verify(t, s, issue(t, s, alicaptchatest.Issue{Format: format})), "the scene need not be sent")
+			fresh := issue(t, s, alicaptchatest.Issue{Format: format})
+			require.EqualValues(t, "T001", verify(t, s, fresh), "the scene need not be sent")
 		})
 	}
 }
@@ -639,7 +697,10 @@ func TestChangedParam(t *testing.T) {
 	data := bytes.LastIndexByte([]byte(param), '"') - 1
 	flipped := []byte(param)
 	flipped[data] ^= 1
-	for _, changed := range []string{param + " ", " " + param, string(flipped), strings.Replace(param, `,"`, `, "`, 1), strings.Replace(param, `"login"`, `"signup"`, 1)} {
+	for _, changed := range []string{
+		param + " ", " " + param, string(flipped),
+		strings.Replace(param, `,"`, `, "`, 1), strings.Replace(param, `"login"`, `"signup"`, 1),
+	} {
 		a := send(t, s, signed(form(changed)))
 		require.EqualValues(t, "F017", a.Result.VerifyCode)
 		require.Empty(t, a.Result.CertifyID)
@@ -714,7 +775,9 @@ func TestSingleUse(t *testing.T) {
 
 func TestParamForms(t *testing.T) {
 	t.Parallel()
-	s := alicaptchatest.NewSimulator(alicaptchatest.Config{Scenes: []string{"login", `1ww7"<426c`, strings.Repeat("s", 300)}})
+	s := alicaptchatest.NewSimulator(alicaptchatest.Config{
+		Scenes: []string{"login", `1ww7"<426c`, strings.Repeat("s", 300)},
+	})
 	members := func(text []byte) (names []string, values map[string]any) {
 		dec := json.NewDecoder(bytes.NewReader(text))
 		require.NoError(t, json.Unmarshal(text, &values))
@@ -887,7 +950,8 @@ func TestConfig(t *testing.T) {
 	scenes, foreign := []string{"a"}, []string{"b"}
 	s := alicaptchatest.NewSimulator(alicaptchatest.Config{Scenes: scenes, ForeignScenes: foreign})
 	scenes[0], foreign[0] = "b", "a"
-	require.EqualValues(t, "T001", verify(t, s, issue(t, s, alicaptchatest.Issue{SceneID: "a"}), "a"), "the slices were copied")
+	param := issue(t, s, alicaptchatest.Issue{SceneID: "a"})
+	require.EqualValues(t, "T001", verify(t, s, param, "a"), "the slices were copied")
 
 	s = alicaptchatest.NewSimulator(alicaptchatest.Config{Scenes: []string{}})
 	_, err := s.Issue(alicaptchatest.Issue{SceneID: "login"})
