@@ -53,7 +53,11 @@ func ExampleNew() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "1a2b3c4d", Observe: telemetry.Observe})
+	captcha, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: alicaptchatest.Passing(),
+		SceneID:  "1a2b3c4d",
+		Observe:  telemetry.Observe,
+	})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -97,7 +97,8 @@ func New(cfg Config) (*Telemetry, error) {
 	t := &Telemetry{scenes: make(map[string]bool, len(cfg.Scenes))}
 	for i, scene := range cfg.Scenes {
 		if scene == "" || scene == other || scene != strings.TrimSpace(scene) || !utf8.ValidString(scene) {
-			errs = append(errs, fmt.Errorf("otelalicaptcha: Config.Scenes[%d] is empty, %q, not UTF-8, or has white space around it", i, other))
+			errs = append(errs, fmt.Errorf("otelalicaptcha: Config.Scenes[%d] is empty, %q, not UTF-8, "+
+				"or has white space around it", i, other))
 		}
 		t.scenes[scene] = true
 	}
@@ -182,7 +183,8 @@ func (t *Telemetry) Observe(ctx context.Context, o alicaptcha.Outcome) {
 		t.duration.Record(ctx, o.Duration.Seconds())
 		return
 	}
-	t.duration.Record(ctx, o.Duration.Seconds(), metric.WithAttributeSet(attribute.NewSet(semconv.ErrorTypeKey.String(code))))
+	t.duration.Record(ctx, o.Duration.Seconds(),
+		metric.WithAttributeSet(attribute.NewSet(semconv.ErrorTypeKey.String(code))))
 }
 
 // seriesOf returns c, or its like in the closed set of codes that have series.
@@ -251,7 +253,12 @@ func httpAttributes(endpoint string) []attribute.KeyValue {
 	if n, err := strconv.Atoi(u.Port()); err == nil {
 		port = n
 	}
-	return []attribute.KeyValue{semconv.HTTPRequestMethodPost, semconv.URLFull(endpoint), semconv.ServerAddress(u.Hostname()), semconv.ServerPort(port)}
+	return []attribute.KeyValue{
+		semconv.HTTPRequestMethodPost,
+		semconv.URLFull(endpoint),
+		semconv.ServerAddress(u.Hostname()),
+		semconv.ServerPort(port),
+	}
 }
 
 type verifier struct {
@@ -261,7 +268,8 @@ type verifier struct {
 }
 
 func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
-	ctx, span := v.t.tracer.Start(ctx, "POST VerifyIntelligentCaptcha", trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(v.http...))
+	ctx, span := v.t.tracer.Start(ctx, "POST VerifyIntelligentCaptcha",
+		trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(v.http...))
 	set(span, sceneKey, req.SceneID)
 	v.t.active.Add(ctx, 1)
 	failed := "panic" // until next returns

@@ -49,10 +49,15 @@ type recorder struct {
 func newRecorder(tb testing.TB, scenes ...string) *recorder {
 	tb.Helper()
 	r := &recorder{reader: sdkmetric.NewManualReader(), spans: tracetest.NewSpanRecorder()}
-	r.meters = sdkmetric.NewMeterProvider(sdkmetric.WithReader(r.reader), sdkmetric.WithCardinalityLimit(0)) // no limit but ours
+	r.meters = sdkmetric.NewMeterProvider(
+		sdkmetric.WithReader(r.reader),
+		sdkmetric.WithCardinalityLimit(0), // no limit but ours
+	)
 	r.traces = sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(r.spans))
 	var err error
-	r.Telemetry, err = otelalicaptcha.New(otelalicaptcha.Config{MeterProvider: r.meters, TracerProvider: r.traces, Scenes: scenes})
+	r.Telemetry, err = otelalicaptcha.New(otelalicaptcha.Config{
+		MeterProvider: r.meters, TracerProvider: r.traces, Scenes: scenes,
+	})
 	require.NoError(tb, err)
 	return r
 }
@@ -165,7 +170,10 @@ func (always) Allow() bool { return true }
 
 // Every situation comes through a real gate.
 func TestObserve(t *testing.T) {
-	outage := alicaptcha.Policy{alicaptcha.ServiceTimeout: alicaptcha.AllowAtMost(always{}), alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(always{})}
+	outage := alicaptcha.Policy{
+		alicaptcha.ServiceTimeout:     alicaptcha.AllowAtMost(always{}),
+		alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(always{}),
+	}
 	gone, hangUp := context.WithCancel(t.Context())
 	hangUp()
 	for name, tc := range map[string]struct {
@@ -281,7 +289,9 @@ func TestObserve(t *testing.T) {
 
 func TestDuration(t *testing.T) {
 	r := newRecorder(t)
-	for _, d := range []time.Duration{time.Millisecond, 5 * time.Millisecond, 80 * time.Millisecond, 5 * time.Second, 6 * time.Second} {
+	for _, d := range []time.Duration{
+		time.Millisecond, 5 * time.Millisecond, 80 * time.Millisecond, 5 * time.Second, 6 * time.Second,
+	} {
 		r.Observe(t.Context(), alicaptcha.Outcome{Code: alicaptcha.T001, Duration: d})
 	}
 	r.Observe(t.Context(), alicaptcha.Outcome{Code: alicaptcha.T001, Duration: -1})
@@ -356,26 +366,27 @@ func requireClosed(t *testing.T, r *recorder) (outcomes int64) {
 // with junk.
 func TestHostileRequestsMakeNoSeries(t *testing.T) {
 	r := newRecorder(t, "login", "signup")
+	answer := func(_ context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
+		n, err := strconv.Atoi(strings.TrimPrefix(req.Param, secret))
+		if err != nil {
+			return alicaptcha.Result{}, err
+		}
+		switch code := alicaptcha.Code(fmt.Sprintf("%03d", n%1000)); n % 5 {
+		case 0:
+			return alicaptcha.Result{Passed: true, Code: "T" + code}, nil
+		case 1:
+			return alicaptcha.Result{Passed: n%2 == 0, Code: "F" + code, RequestID: req.Param}, nil
+		case 2:
+			return alicaptcha.Result{Passed: true, Code: alicaptcha.Code(req.Param)}, nil
+		case 3:
+			return alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.Code(req.Param), Err: errors.New(req.Param)}
+		}
+		return alicaptcha.Result{}, errors.New(req.Param)
+	}
 	gate := r.gate(t, alicaptcha.Config{
 		SceneIDFunc:   func(r *http.Request) string { return r.Header.Get("X-Scene") },
 		MaxConcurrent: 1000,
-		Verifier: r.Verifier(alicaptcha.VerifierFunc(func(_ context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
-			n, err := strconv.Atoi(strings.TrimPrefix(req.Param, secret))
-			if err != nil {
-				return alicaptcha.Result{}, err
-			}
-			switch code := alicaptcha.Code(fmt.Sprintf("%03d", n%1000)); n % 5 {
-			case 0:
-				return alicaptcha.Result{Passed: true, Code: "T" + code}, nil
-			case 1:
-				return alicaptcha.Result{Passed: n%2 == 0, Code: "F" + code, RequestID: req.Param}, nil
-			case 2:
-				return alicaptcha.Result{Passed: true, Code: alicaptcha.Code(req.Param)}, nil
-			case 3:
-				return alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.Code(req.Param), Err: errors.New(req.Param)}
-			}
-			return alicaptcha.Result{}, errors.New(req.Param)
-		})),
+		Verifier:      r.Verifier(alicaptcha.VerifierFunc(answer)),
 	})
 	handler := gate.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 
@@ -408,7 +419,10 @@ func TestHostileRequestsMakeNoSeries(t *testing.T) {
 func TestImpossibleOutcomesMakeNoSeries(t *testing.T) {
 	r := newRecorder(t, "login", "signup")
 	rnd := rand.New(rand.NewPCG(1, 2))
-	texts := []string{"", "T001", "t001", "F00١", "F0010", "T00", "Fabc", "F 01", "other", "T_other", "param_missing", "PARAM_MISSING", "login", "Login"}
+	texts := []string{
+		"", "T001", "t001", "F00١", "F0010", "T00", "Fabc", "F 01", "other", "T_other", "param_missing",
+		"PARAM_MISSING", "login", "Login",
+	}
 	text := func() string {
 		if rnd.IntN(2) == 0 {
 			return strconv.FormatUint(rnd.Uint64(), 36)
@@ -430,7 +444,9 @@ func TestImpossibleOutcomesMakeNoSeries(t *testing.T) {
 
 func TestCodesThatHaveNoSeries(t *testing.T) {
 	r := newRecorder(t)
-	for _, c := range []alicaptcha.Code{"T000", "T999", "F999", "", "F", "Fabc", "F0011", "f001", "T_other", "param_Missing"} {
+	for _, c := range []alicaptcha.Code{
+		"T000", "T999", "F999", "", "F", "Fabc", "F0011", "f001", "T_other", "param_Missing",
+	} {
 		r.Observe(t.Context(), alicaptcha.Outcome{Code: c, Duration: 1})
 	}
 	require.Equal(t, map[string]int64{
@@ -465,14 +481,18 @@ func TestSpans(t *testing.T) {
 		"almost a code":    {result: alicaptcha.Result{Code: "Fabc"}, attributes: ""},
 		"an older service": {result: alicaptcha.Result{Passed: true}, attributes: ""},
 		"junk": {
-			scene:      "a\nb\x00é" + strings.Repeat("s", 200),
-			result:     alicaptcha.Result{Passed: true, Code: secret, RequestID: strings.Repeat("r", 200)},
-			attributes: "alicaptcha.request_id=" + strings.Repeat("r", 128) + ",alicaptcha.scene=a?b??" + strings.Repeat("s", 128-6),
+			scene:  "a\nb\x00é" + strings.Repeat("s", 200),
+			result: alicaptcha.Result{Passed: true, Code: secret, RequestID: strings.Repeat("r", 200)},
+			attributes: "alicaptcha.request_id=" + strings.Repeat("r", 128) +
+				",alicaptcha.scene=a?b??" + strings.Repeat("s", 128-6),
 		},
 		"refused": {
-			err:        &alicaptcha.Error{Code: alicaptcha.Misconfigured, Status: 403, ServiceCode: "Forbidden", RequestID: id, Err: errors.New(secret)},
-			attributes: "alicaptcha.code=misconfigured,alicaptcha.request_id=" + id + ",error.type=misconfigured,http.response.status_code=403",
-			status:     "misconfigured",
+			err: &alicaptcha.Error{
+				Code: alicaptcha.Misconfigured, Status: 403, ServiceCode: "Forbidden", RequestID: id, Err: errors.New(secret),
+			},
+			attributes: "alicaptcha.code=misconfigured,alicaptcha.request_id=" + id +
+				",error.type=misconfigured,http.response.status_code=403",
+			status: "misconfigured",
 		},
 		"wrapped": {
 			err:        fmt.Errorf("%s: %w", secret, &alicaptcha.Error{Code: alicaptcha.ServiceThrottled}),
@@ -508,12 +528,13 @@ func TestSpans(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			r := newRecorder(t)
 			var inner trace.SpanContext
-			verifier := r.Verifier(alicaptcha.VerifierFunc(func(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
+			answer := func(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
 				require.Equal(t, alicaptcha.Request{Param: secret, SceneID: tc.scene}, req)
 				require.Equal(t, int64(1), r.active(t))
 				inner = trace.SpanContextFromContext(ctx)
 				return tc.result, tc.err
-			}))
+			}
+			verifier := r.Verifier(alicaptcha.VerifierFunc(answer))
 			ctx, parent := r.traces.Tracer("test").Start(t.Context(), "parent")
 			result, err := verifier.Verify(ctx, alicaptcha.Request{Param: secret, SceneID: tc.scene})
 			require.Equal(t, tc.result, result)
@@ -548,14 +569,19 @@ func (v withEndpoint) Endpoint() string { return v.endpoint }
 func TestSpanHasTheAddress(t *testing.T) {
 	const verdict = ",http.response.status_code=200"
 	for endpoint, want := range map[string]string{
-		"https://captcha.cn-shanghai.aliyuncs.com/": "http.request.method=POST" + verdict + ",server.address=captcha.cn-shanghai.aliyuncs.com,server.port=443,url.full=https://captcha.cn-shanghai.aliyuncs.com/",
-		"http://localhost/":                         "http.request.method=POST" + verdict + ",server.address=localhost,server.port=80,url.full=http://localhost/",
-		"https://[::1]:8443/":                       "http.request.method=POST" + verdict + ",server.address=::1,server.port=8443,url.full=https://[::1]:8443/",
-		"https://user:" + secret + "@localhost/":    "", // no Client has one
-		"%":                                         "",
+		"https://captcha.cn-shanghai.aliyuncs.com/": "http.request.method=POST" + verdict +
+			",server.address=captcha.cn-shanghai.aliyuncs.com,server.port=443" +
+			",url.full=https://captcha.cn-shanghai.aliyuncs.com/",
+		"http://localhost/": "http.request.method=POST" + verdict +
+			",server.address=localhost,server.port=80,url.full=http://localhost/",
+		"https://[::1]:8443/": "http.request.method=POST" + verdict +
+			",server.address=::1,server.port=8443,url.full=https://[::1]:8443/",
+		"https://user:" + secret + "@localhost/": "", // no Client has one
+		"%":                                      "",
 	} {
 		r := newRecorder(t)
-		_, err := r.Verifier(withEndpoint{alicaptchatest.Passing(), endpoint}).Verify(t.Context(), alicaptcha.Request{Param: secret})
+		verifier := r.Verifier(withEndpoint{alicaptchatest.Passing(), endpoint})
+		_, err := verifier.Verify(t.Context(), alicaptcha.Request{Param: secret})
 		require.NoError(t, err)
 		_, got, _ := strings.Cut(spanLabels(r.span(t)), "alicaptcha.request_id=00000000-0000-4000-8000-000000000000")
 		require.Equal(t, want, strings.TrimPrefix(got, ","))
@@ -565,9 +591,10 @@ func TestSpanHasTheAddress(t *testing.T) {
 // The SDK would write the panic's text into the span.
 func TestPanicGoesOn(t *testing.T) {
 	r := newRecorder(t)
-	verifier := r.Verifier(alicaptcha.VerifierFunc(func(_ context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
+	answer := func(_ context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
 		panic("bad param " + req.Param)
-	}))
+	}
+	verifier := r.Verifier(alicaptcha.VerifierFunc(answer))
 	require.PanicsWithValue(t, "bad param "+secret, func() {
 		verifier.Verify(t.Context(), alicaptcha.Request{Param: secret})
 	})
@@ -582,7 +609,9 @@ func TestPanicGoesOn(t *testing.T) {
 	o := r.gate(t, alicaptcha.Config{Verifier: verifier}).Check(newRequest(secret))
 	require.False(t, o.Allowed)
 	require.Equal(t, alicaptcha.ServiceUnavailable, o.Code)
-	require.Equal(t, map[string]int64{"alicaptcha.code=service_unavailable,alicaptcha.decision=rejected,alicaptcha.scene=other": 1}, r.outcomes(t))
+	require.Equal(t, map[string]int64{
+		"alicaptcha.code=service_unavailable,alicaptcha.decision=rejected,alicaptcha.scene=other": 1,
+	}, r.outcomes(t))
 }
 
 func TestActive(t *testing.T) {
@@ -693,9 +722,15 @@ func TestEndToEnd(t *testing.T) {
 	r := newRecorder(t, "login")
 	server := alicaptchatest.Start(t, alicaptchatest.Config{})
 	quiet := slog.New(slog.DiscardHandler)
-	verifier, err := alicaptcha.NewBreaker(r.Verifier(server.Client()), alicaptcha.BreakerConfig{Failures: 1, OpenFor: time.Hour, Logger: quiet})
+	verifier, err := alicaptcha.NewBreaker(r.Verifier(server.Client()), alicaptcha.BreakerConfig{
+		Failures: 1, OpenFor: time.Hour, Logger: quiet,
+	})
 	require.NoError(t, err)
-	gate := r.gate(t, alicaptcha.Config{Verifier: verifier, SceneID: "login", Policy: alicaptcha.Policy{alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(always{})}})
+	gate := r.gate(t, alicaptcha.Config{
+		Verifier: verifier,
+		SceneID:  "login",
+		Policy:   alicaptcha.Policy{alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(always{})},
+	})
 	handler := gate.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 
 	knock := func(code alicaptcha.Code) int {
@@ -723,7 +758,9 @@ func TestEndToEnd(t *testing.T) {
 		"alicaptcha.code=misconfigured,alicaptcha.decision=rejected" + scene:     1,
 		"alicaptcha.code=service_unavailable,alicaptcha.decision=opened" + scene: 2,
 	}, r.outcomes(t))
-	require.Equal(t, map[string]uint64{"": 2, "error.type=misconfigured": 1, "error.type=service_unavailable": 1}, r.durations(t))
+	require.Equal(t, map[string]uint64{
+		"": 2, "error.type=misconfigured": 1, "error.type=service_unavailable": 1,
+	}, r.durations(t))
 	require.Equal(t, int64(0), r.active(t))
 
 	calls := server.Calls()
@@ -753,7 +790,8 @@ func TestEndToEnd(t *testing.T) {
 		"Unset alicaptcha.code=T001,alicaptcha.scene=login,http.response.status_code=200",
 		"Unset alicaptcha.code=F009,alicaptcha.scene=login,http.response.status_code=200",
 		"Error alicaptcha.code=misconfigured,alicaptcha.scene=login,error.type=misconfigured,http.response.status_code=403",
-		"Error alicaptcha.code=service_unavailable,alicaptcha.scene=login,error.type=service_unavailable,http.response.status_code=500",
+		"Error alicaptcha.code=service_unavailable,alicaptcha.scene=login,error.type=service_unavailable," +
+			"http.response.status_code=500",
 	}, spans)
 }
 
@@ -764,14 +802,17 @@ func TestImports(t *testing.T) {
 	deps := strings.Fields(string(out))
 	require.Contains(t, deps, "go.opentelemetry.io/otel/metric")
 	for _, dep := range deps {
-		require.False(t, strings.HasPrefix(dep, "go.opentelemetry.io/otel/sdk") || strings.HasPrefix(dep, "go.opentelemetry.io/otel/exporters") ||
+		require.False(t, strings.HasPrefix(dep, "go.opentelemetry.io/otel/sdk") ||
+			strings.HasPrefix(dep, "go.opentelemetry.io/otel/exporters") ||
 			strings.HasPrefix(dep, "github.com/prometheus"), dep)
 	}
 }
 
 func BenchmarkObserve(b *testing.B) {
 	r := newRecorder(b, "login")
-	o := alicaptcha.Outcome{Code: alicaptcha.T001, SceneID: "login", Allowed: true, Verified: true, Duration: 80 * time.Millisecond}
+	o := alicaptcha.Outcome{
+		Code: alicaptcha.T001, SceneID: "login", Allowed: true, Verified: true, Duration: 80 * time.Millisecond,
+	}
 	b.ReportAllocs()
 	for b.Loop() {
 		r.Observe(context.Background(), o)

@@ -110,7 +110,8 @@ func (c *check) diagnosed(err error, scene string) {
 func doctor(args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("doctor", flag.ContinueOnError)
 	region := flags.String("region", "", "the endpoint's `region`, which is that of the page's widget: cn or sgp")
-	endpoint := flags.String("endpoint", "", "a `host` or URL in the place of the region's, such as captcha-vpc.cn-shanghai.aliyuncs.com, or http://127.0.0.1:8081 for the simulator")
+	endpoint := flags.String("endpoint", "", "a `host` or URL in the place of the region's, such as "+
+		"captcha-vpc.cn-shanghai.aliyuncs.com, or http://127.0.0.1:8081 for the simulator")
 	scene := flags.String("scene", "", "the scene's `ID` in the console; without it no scene is checked")
 	timeout := flags.Duration("timeout", 5*time.Second, "how long each of the two requests may take")
 	asJSON := flags.Bool("json", false, "print one JSON object")
@@ -128,7 +129,9 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 	// With these keys and this Transport nothing but the flags can be wrong with it.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true) // as the Client's own
-	plain := &plainTransport{next: &http.Transport{Proxy: http.ProxyFromEnvironment, Protocols: protocols, DisableKeepAlives: true}}
+	plain := &plainTransport{next: &http.Transport{
+		Proxy: http.ProxyFromEnvironment, Protocols: protocols, DisableKeepAlives: true,
+	}}
 	unsigned := cfg
 	unsigned.AccessKeyID, unsigned.AccessKeySecret, unsigned.Transport = "none", "none", plain
 	prober, err := alicaptcha.NewClient(unsigned)
@@ -145,7 +148,9 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 	}
 
 	r := &report{Region: *region, Endpoint: *endpoint, Scene: *scene}
-	for _, name := range []string{"credentials", "endpoint", "clock", "call", "signature", "permission", "service", "scene"} {
+	for _, name := range []string{
+		"credentials", "endpoint", "clock", "call", "signature", "permission", "service", "scene",
+	} {
 		r.Checks = append(r.Checks, &check{Name: name, Status: notChecked, Detail: "because of a finding"})
 	}
 	r.checkCredentials(cfg, plain)
@@ -186,10 +191,15 @@ func (r *report) checkCredentials(cfg alicaptcha.ClientConfig, transport http.Ro
 	c := r.check("credentials")
 	cfg.Transport = transport // else the environment's proxy might be a fault, too
 	if _, err := alicaptcha.NewClient(cfg); err != nil {
-		c.finding(strings.ReplaceAll(short(err), "\n", "; "), "set the environment's variables to a RAM user's AccessKey, without quotes or line breaks in it")
+		c.finding(strings.ReplaceAll(short(err), "\n", "; "),
+			"set the environment's variables to a RAM user's AccessKey, without quotes or line breaks in it")
 		return
 	}
-	const idName, secretName, tokenName = "ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN"
+	const (
+		idName     = "ALIBABA_CLOUD_ACCESS_KEY_ID"
+		secretName = "ALIBABA_CLOUD_ACCESS_KEY_SECRET"
+		tokenName  = "ALIBABA_CLOUD_SECURITY_TOKEN"
+	)
 	id, secret, token := os.Getenv(idName), os.Getenv(secretName), os.Getenv(tokenName)
 	begins := func(s string, prefixes ...string) bool {
 		return slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(s, p) })
@@ -210,9 +220,11 @@ func (r *report) checkCredentials(cfg alicaptcha.ClientConfig, transport http.Ro
 	case id == secret:
 		c.finding(idName+" and "+secretName+" are the same", "set the ID and the secret each to its own value")
 	case temporary && token == "":
-		c.finding(idName+" is that of temporary keys, and "+tokenName+" is missing", "set the STS token too, all three from one answer of STS")
+		c.finding(idName+" is that of temporary keys, and "+tokenName+" is missing",
+			"set the STS token too, all three from one answer of STS")
 	case begins(id, "LTAI") && token != "":
-		c.finding(idName+" is that of an AccessKey that lasts, and there is an STS token", "unset "+tokenName+", or take all three from one answer of STS")
+		c.finding(idName+" is that of an AccessKey that lasts, and there is an STS token",
+			"unset "+tokenName+", or take all three from one answer of STS")
 	default:
 		detail := "an AccessKey is there"
 		if token != "" {
@@ -253,7 +265,9 @@ func (p *plainTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // checkEndpoint makes a request that costs nothing, and reads the clock off its
 // answer.
-func (r *report) checkEndpoint(cfg alicaptcha.ClientConfig, prober *alicaptcha.Client, plain *plainTransport, timeout time.Duration) {
+func (r *report) checkEndpoint(
+	cfg alicaptcha.ClientConfig, prober *alicaptcha.Client, plain *plainTransport, timeout time.Duration,
+) {
 	c := r.check("endpoint")
 	cfg.Transport = nil
 	if _, err := alicaptcha.NewClient(cfg); err != nil { // the keys and the flags are known to be right
@@ -333,7 +347,8 @@ func (r *report) checkCall(cfg alicaptcha.ClientConfig, timeout time.Duration) {
 	case r.Scene == "":
 		c.Detail = "as -scene is not given"
 	default:
-		c.ok("the service had nothing against it; whether the page's widget has the same scene and region cannot be seen from here")
+		c.ok("the service had nothing against it; " +
+			"whether the page's widget has the same scene and region cannot be seen from here")
 	}
 }
 

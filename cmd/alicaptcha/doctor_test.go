@@ -90,7 +90,8 @@ func answering(status int, body string) func(http.ResponseWriter, *http.Request)
 }
 
 func verdict(passed bool, code string) func(http.ResponseWriter, *http.Request) bool {
-	return answering(200, fmt.Sprintf(`{"Code":"Success","Success":true,"Result":{"VerifyResult":%v,"VerifyCode":%q}}`, passed, code))
+	return answering(200,
+		fmt.Sprintf(`{"Code":"Success","Success":true,"Result":{"VerifyResult":%v,"VerifyCode":%q}}`, passed, code))
 }
 
 // dated has each answer say another time, or none.
@@ -243,7 +244,8 @@ func examine(t *testing.T, vars map[string]string, args ...string) (string, foun
 		}
 	}
 	want += []string{"All right.\n", "1 finding.\n", "2 findings.\n"}[findings]
-	require.Equal(t, varying.ReplaceAllString(want, ""), varying.ReplaceAllString(text.stdout, ""), "the text has the same content")
+	require.Equal(t, varying.ReplaceAllString(want, ""), varying.ReplaceAllString(text.stdout, ""),
+		"the text has the same content")
 	require.Equal(t, findings == 0, f.OK)
 	status := 0
 	if findings > 0 {
@@ -270,70 +272,219 @@ func TestDoctor(t *testing.T) {
 		words  []string
 		calls  int64
 	}{
-		"all right":               {want: "oooooooo", calls: 1, words: []string{"answered an unsigned request with status 405", "an AccessKey is there; whether it is a RAM user's", "root account's cannot be seen", "page's widget"}},
-		"no scene":                {scene: "-", want: "ooooooo-", calls: 1, words: []string{"-scene is not given"}},
-		"keys of another shape":   {cfg: alicaptchatest.Config{AccessKeyID: "madeup", AccessKeySecret: secret}, vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "madeup"), want: "oooooooo", calls: 1, words: []string{"neither with LTAI"}},
-		"temporary keys":          {cfg: alicaptchatest.Config{AccessKeyID: "STS.hunter", AccessKeySecret: secret, SecurityToken: token}, vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.hunter", "ALIBABA_CLOUD_SECURITY_TOKEN", token), want: "oooooooo", calls: 1, words: []string{"a temporary AccessKey and an STS token are there; whether"}},
+		"all right": {want: "oooooooo", calls: 1, words: []string{
+			"answered an unsigned request with status 405", "an AccessKey is there; whether it is a RAM user's",
+			"root account's cannot be seen", "page's widget",
+		}},
+		"no scene": {scene: "-", want: "ooooooo-", calls: 1, words: []string{"-scene is not given"}},
+		"keys of another shape": {
+			cfg:  alicaptchatest.Config{AccessKeyID: "madeup", AccessKeySecret: secret},
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "madeup"),
+			want: "oooooooo", calls: 1, words: []string{"neither with LTAI"},
+		},
+		"temporary keys": {
+			cfg:  alicaptchatest.Config{AccessKeyID: "STS.hunter", AccessKeySecret: secret, SecurityToken: token},
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.hunter", "ALIBABA_CLOUD_SECURITY_TOKEN", token),
+			want: "oooooooo", calls: 1, words: []string{"a temporary AccessKey and an STS token are there; whether"},
+		},
 		"a param that is noticed": {before: answering(401, `{"Code":"InvalidParameter"}`), want: "oooooooo", calls: 1},
 
-		"wrong secret":     {vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"), want: "ooooF---", code: "SignatureDoesNotMatch", words: []string{"secret is not that of"}, calls: 1},
-		"unknown key":      {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "LTAIhunter9"), want: "ooooF---", code: "InvalidAccessKeyId.NotFound", words: []string{"does not exist"}, calls: 1},
-		"disabled key":     {before: answering(403, `{"Code":"Forbidden.AccessKeyDisabled","Message":"hunter"}`), want: "ooooF---", code: "Forbidden.AccessKeyDisabled", words: []string{"disabled"}, calls: 1},
-		"token wanted":     {cfg: alicaptchatest.Config{AccessKeyID: keyID, AccessKeySecret: secret, SecurityToken: token}, want: "ooooF---", code: "MissingSecurityToken", words: []string{"set its STS token"}, calls: 1},
-		"expired token":    {faults: faults{Credentials: "expired"}, want: "ooooF---", code: "InvalidSecurityToken.Expired", words: []string{"expired"}, calls: 1},
-		"RAM user denied":  {faults: faults{Credentials: "forbidden"}, want: "oooooF--", code: "Forbidden.RAMUserAccessDenied", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1},
-		"no permission":    {before: answering(403, `{"Code":"NoPermission"}`), want: "oooooF--", code: "NoPermission", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1},
-		"overdue":          {faults: faults{Credentials: "overdue"}, want: "ooooo-F-", code: "Forbidden.AccountAccessDenied", words: []string{"overdue", "not activated"}, calls: 1},
-		"unknown scene":    {scene: "nowhere", want: "oooooooF", code: "F005", words: []string{`scene "nowhere"`, "does not exist", "region"}, calls: 1},
-		"foreign scene":    {scene: "theirs", want: "oooooooF", code: "F006", words: []string{`scene "theirs"`, "another account"}, calls: 1},
-		"test mode, fails": {before: verdict(false, "F004"), want: "oooooooF", code: "F004", words: []string{"test mode and fails"}, calls: 1},
-		"test mode":        {before: verdict(true, "T005"), want: "oooooooF", code: "T005", words: []string{"test mode and passes"}, calls: 1},
-		"everybody passes": {before: verdict(true, "T001"), want: "oooooooF", code: "T001", words: []string{"made-up param passed"}, calls: 1},
+		"wrong secret": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"),
+			want: "ooooF---", code: "SignatureDoesNotMatch", words: []string{"secret is not that of"}, calls: 1,
+		},
+		"unknown key": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "LTAIhunter9"),
+			want: "ooooF---", code: "InvalidAccessKeyId.NotFound", words: []string{"does not exist"}, calls: 1,
+		},
+		"disabled key": {
+			before: answering(403, `{"Code":"Forbidden.AccessKeyDisabled","Message":"hunter"}`),
+			want:   "ooooF---", code: "Forbidden.AccessKeyDisabled", words: []string{"disabled"}, calls: 1,
+		},
+		"token wanted": {
+			cfg:  alicaptchatest.Config{AccessKeyID: keyID, AccessKeySecret: secret, SecurityToken: token},
+			want: "ooooF---", code: "MissingSecurityToken", words: []string{"set its STS token"}, calls: 1,
+		},
+		"expired token": {
+			faults: faults{Credentials: "expired"},
+			want:   "ooooF---", code: "InvalidSecurityToken.Expired", words: []string{"expired"}, calls: 1,
+		},
+		"RAM user denied": {
+			faults: faults{Credentials: "forbidden"},
+			want:   "oooooF--", code: "Forbidden.RAMUserAccessDenied", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1,
+		},
+		"no permission": {
+			before: answering(403, `{"Code":"NoPermission"}`),
+			want:   "oooooF--", code: "NoPermission", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1,
+		},
+		"overdue": {
+			faults: faults{Credentials: "overdue"},
+			want:   "ooooo-F-", code: "Forbidden.AccountAccessDenied", words: []string{"overdue", "not activated"}, calls: 1,
+		},
+		"unknown scene": {
+			scene: "nowhere",
+			want:  "oooooooF", code: "F005", words: []string{`scene "nowhere"`, "does not exist", "region"}, calls: 1,
+		},
+		"foreign scene": {
+			scene: "theirs",
+			want:  "oooooooF", code: "F006", words: []string{`scene "theirs"`, "another account"}, calls: 1,
+		},
+		"test mode, fails": {
+			before: verdict(false, "F004"),
+			want:   "oooooooF", code: "F004", words: []string{"test mode and fails"}, calls: 1,
+		},
+		"test mode": {
+			before: verdict(true, "T005"),
+			want:   "oooooooF", code: "T005", words: []string{"test mode and passes"}, calls: 1,
+		},
+		"everybody passes": {
+			before: verdict(true, "T001"),
+			want:   "oooooooF", code: "T001", words: []string{"made-up param passed"}, calls: 1,
+		},
 
-		"clock ahead":  {before: dated(-16 * time.Minute), want: "ooF-----", words: []string{"this machine's is 16m", "ahead of", "NTP"}},
-		"clock behind": {before: dated(48*time.Hour + 30*time.Second), want: "ooF-----", words: []string{"this machine's is 4", "behind", "NTP"}},
+		"clock ahead": {
+			before: dated(-16 * time.Minute),
+			want:   "ooF-----", words: []string{"this machine's is 16m", "ahead of", "NTP"},
+		},
+		"clock behind": {
+			before: dated(48*time.Hour + 30*time.Second),
+			want:   "ooF-----", words: []string{"this machine's is 4", "behind", "NTP"},
+		},
 		"clock of another age": {before: func(w http.ResponseWriter, _ *http.Request) bool {
 			w.Header().Set("Date", "Fri, 31 Dec 9999 23:59:59 GMT")
 			return false
 		}, want: "ooF-----", words: []string{"behind", "NTP"}},
-		"clock ahead, but in time":    {before: dated(-14 * time.Minute), want: "oooooooo", calls: 1, words: []string{"14m", "ahead of"}},
-		"clock behind, but in time":   {before: dated(14*time.Minute + 30*time.Second), want: "oooooooo", calls: 1, words: []string{"behind"}},
-		"no date":                     {before: undated, want: "oooooooo", calls: 1, words: []string{"the signature's date was accepted"}},
-		"no date, and no signature":   {before: undated, vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"), want: "oo-oF---", code: "SignatureDoesNotMatch", calls: 1, words: []string{"the answer had no date"}},
-		"the service minds the clock": {before: answering(400, `{"Code":"InvalidTimeStamp.Expired"}`), want: "ooFo----", code: "InvalidTimeStamp.Expired", calls: 1, words: []string{"15 minutes"}},
+		"clock ahead, but in time": {
+			before: dated(-14 * time.Minute),
+			want:   "oooooooo", calls: 1, words: []string{"14m", "ahead of"},
+		},
+		"clock behind, but in time": {
+			before: dated(14*time.Minute + 30*time.Second),
+			want:   "oooooooo", calls: 1, words: []string{"behind"},
+		},
+		"no date": {
+			before: undated,
+			want:   "oooooooo", calls: 1, words: []string{"the signature's date was accepted"},
+		},
+		"no date, and no signature": {
+			before: undated, vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"),
+			want: "oo-oF---", code: "SignatureDoesNotMatch", calls: 1, words: []string{"the answer had no date"},
+		},
+		"the service minds the clock": {
+			before: answering(400, `{"Code":"InvalidTimeStamp.Expired"}`),
+			want:   "ooFo----", code: "InvalidTimeStamp.Expired", calls: 1, words: []string{"15 minutes"},
+		},
 
-		"the clock, elsewhere": {before: answering(400, `{"Code":"IllegalTimestamp"}`), want: "ooFo----", code: "IllegalTimestamp", calls: 1, words: []string{"15 minutes"}},
-		"another version":      {before: answering(404, `{"Code":"InvalidVersion"}`), want: "oFoo----", code: "InvalidVersion", words: []string{"not one of CAPTCHA 2.0"}, calls: 1},
-		"another service":      {before: answering(404, `{"Code":"InvalidAction.NotFound"}`), want: "oFoo----", code: "InvalidAction.NotFound", words: []string{"not one of CAPTCHA 2.0"}, calls: 1},
-		"hang":                 {faults: faults{Hang: alicaptchatest.StageHeaders}, args: []string{"-timeout", "200ms"}, want: "oooF----", words: []string{"service_timeout", "not in time"}, calls: 1},
-		"hang in the body":     {faults: faults{Hang: alicaptchatest.StageBody}, args: []string{"-timeout", "200ms"}, want: "oooF----", words: []string{"service_timeout"}, calls: 1},
-		"reset":                {faults: faults{Reset: alicaptchatest.StageHeaders}, want: "oooF----", words: []string{"service_unavailable", "could not be reached"}, calls: 1},
-		"InternalError":        {before: answering(500, `{"Code":"InternalError","Message":"hunter"}`), want: "oooF----", code: "InternalError", words: []string{"fault of its own"}, calls: 1},
-		"500":                  {faults: faults{Status: 500}, want: "oooF----", words: []string{"status 500", "proxy or gateway"}, calls: 1},
-		"throttled":            {faults: faults{ThrottleShare: 1}, want: "oooF----", code: "Throttling.User", words: []string{"service_throttled", "limit"}, calls: 1},
-		"gateway":              {faults: page(502), want: "oooF----", words: []string{"status 502", "proxy or gateway"}, calls: 1},
-		"gateway's refusal":    {faults: page(403), want: "oooF----", words: []string{"status 403", "proxy or gateway"}, calls: 1},
-		"gateway's success":    {faults: page(200), want: "oooF----", words: []string{"status 200", "proxy or gateway"}, calls: 1},
-		"redirect":             {before: answering(302, html), want: "oooF----", words: []string{"status 302", "proxy or gateway"}, calls: 1},
+		"the clock, elsewhere": {
+			before: answering(400, `{"Code":"IllegalTimestamp"}`),
+			want:   "ooFo----", code: "IllegalTimestamp", calls: 1, words: []string{"15 minutes"},
+		},
+		"another version": {
+			before: answering(404, `{"Code":"InvalidVersion"}`),
+			want:   "oFoo----", code: "InvalidVersion", words: []string{"not one of CAPTCHA 2.0"}, calls: 1,
+		},
+		"another service": {
+			before: answering(404, `{"Code":"InvalidAction.NotFound"}`),
+			want:   "oFoo----", code: "InvalidAction.NotFound", words: []string{"not one of CAPTCHA 2.0"}, calls: 1,
+		},
+		"hang": {
+			faults: faults{Hang: alicaptchatest.StageHeaders}, args: []string{"-timeout", "2s"},
+			want: "oooF----", words: []string{"service_timeout", "not in time"}, calls: 1,
+		},
+		"hang in the body": {
+			faults: faults{Hang: alicaptchatest.StageBody}, args: []string{"-timeout", "2s"},
+			want: "oooF----", words: []string{"service_timeout"}, calls: 1,
+		},
+		"reset": {
+			faults: faults{Reset: alicaptchatest.StageHeaders},
+			want:   "oooF----", words: []string{"service_unavailable", "could not be reached"}, calls: 1,
+		},
+		"InternalError": {
+			before: answering(500, `{"Code":"InternalError","Message":"hunter"}`),
+			want:   "oooF----", code: "InternalError", words: []string{"fault of its own"}, calls: 1,
+		},
+		"500": {
+			faults: faults{Status: 500},
+			want:   "oooF----", words: []string{"status 500", "proxy or gateway"}, calls: 1,
+		},
+		"throttled": {
+			faults: faults{ThrottleShare: 1},
+			want:   "oooF----", code: "Throttling.User", words: []string{"service_throttled", "limit"}, calls: 1,
+		},
+		"gateway": {
+			faults: page(502),
+			want:   "oooF----", words: []string{"status 502", "proxy or gateway"}, calls: 1,
+		},
+		"gateway's refusal": {
+			faults: page(403),
+			want:   "oooF----", words: []string{"status 403", "proxy or gateway"}, calls: 1,
+		},
+		"gateway's success": {
+			faults: page(200),
+			want:   "oooF----", words: []string{"status 200", "proxy or gateway"}, calls: 1,
+		},
+		"redirect": {
+			before: answering(302, html),
+			want:   "oooF----", words: []string{"status 302", "proxy or gateway"}, calls: 1,
+		},
 		"gateway for all": {before: func(w http.ResponseWriter, _ *http.Request) bool {
 			w.WriteHeader(503)
 			io.WriteString(w, html)
 			return true
 		}, want: "oooF----", words: []string{"with status 503", "proxy or gateway"}, calls: 1},
 
-		"no keys":                    {vars: map[string]string{}, want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing; AccessKeySecret", "ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing"}},
-		"no secret":                  {vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", ""), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing"}},
-		"no ID":                      {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", ""), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing"}},
-		"line break in a secret":     {vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", secret+"\n"), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET) has white space"}},
-		"quotes around a secret":     {vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", `"`+secret+`"`), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET has characters"}},
-		"placeholder":                {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "<hunter>"), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID has characters"}},
-		"quoted token":               {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.x", "ALIBABA_CLOUD_SECURITY_TOKEN", "'"+token+"'"), want: "Foo-----", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN has characters"}},
-		"exchanged":                  {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", secret, "ALIBABA_CLOUD_ACCESS_KEY_SECRET", keyID), want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET looks like an AccessKey ID"}},
-		"twice the same":             {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", secret), want: "Foo-----", words: []string{"are the same"}},
-		"temporary without a token":  {vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.hunter"), want: "Foo-----", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN is missing"}},
-		"a token left over":          {vars: with("ALIBABA_CLOUD_SECURITY_TOKEN", token), want: "Foo-----", words: []string{"unset ALIBABA_CLOUD_SECURITY_TOKEN"}},
-		"a proxy that is none":       {vars: with("HTTP_PROXY", "http://user:hunter2@bad host/", "http_proxy", "::hunter"), want: "oooooooo", calls: 1}, // loopback is not proxied
-		"no keys, and another clock": {vars: map[string]string{}, before: dated(-time.Hour), want: "FoF-----", words: []string{"is missing", "1h0m"}},
+		"no keys": {vars: map[string]string{}, want: "Foo-----", words: []string{
+			"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing; AccessKeySecret",
+			"ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing",
+		}},
+		"no secret": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", ""),
+			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing"},
+		},
+		"no ID": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", ""),
+			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing"},
+		},
+		"line break in a secret": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", secret+"\n"),
+			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET) has white space"},
+		},
+		"quotes around a secret": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", `"`+secret+`"`),
+			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET has characters"},
+		},
+		"placeholder": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "<hunter>"),
+			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID has characters"},
+		},
+		"quoted token": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.x", "ALIBABA_CLOUD_SECURITY_TOKEN", "'"+token+"'"),
+			want: "Foo-----", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN has characters"},
+		},
+		"exchanged": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", secret, "ALIBABA_CLOUD_ACCESS_KEY_SECRET", keyID),
+			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET looks like an AccessKey ID"},
+		},
+		"twice the same": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", secret),
+			want: "Foo-----", words: []string{"are the same"},
+		},
+		"temporary without a token": {
+			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.hunter"),
+			want: "Foo-----", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN is missing"},
+		},
+		"a token left over": {
+			vars: with("ALIBABA_CLOUD_SECURITY_TOKEN", token),
+			want: "Foo-----", words: []string{"unset ALIBABA_CLOUD_SECURITY_TOKEN"},
+		},
+		"a proxy that is none": { // loopback is not proxied
+			vars: with("HTTP_PROXY", "http://user:hunter2@bad host/", "http_proxy", "::hunter"),
+			want: "oooooooo", calls: 1,
+		},
+		"no keys, and another clock": {
+			vars: map[string]string{}, before: dated(-time.Hour),
+			want: "FoF-----", words: []string{"is missing", "1h0m"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -398,17 +549,50 @@ func TestDoctorEndpoint(t *testing.T) {
 		vars  map[string]string
 		words []string
 	}{
-		"unresolvable":              {args: []string{"-endpoint", "captcha..example"}, words: []string{"captcha..example", "no such host", "its name has no address"}},
-		"refused":                   {args: []string{"-endpoint", "http://" + refused}, words: []string{"refused", "firewall"}},
-		"refused by https":          {args: []string{"-endpoint", refused}, words: []string{"refused", "firewall"}},
-		"unknown certificate":       {args: []string{"-endpoint", secure.URL}, words: []string{"failed to verify certificate", "root certificates"}},
-		"no TLS":                    {args: []string{"-endpoint", strings.TrimPrefix(s.url, "http://")}, words: []string{"by TLS"}},
-		"silent":                    {args: []string{"-endpoint", "http://" + silent, "-timeout", "200ms"}, words: []string{"deadline exceeded", "not in time"}},
-		"silent in TLS":             {args: []string{"-endpoint", silent, "-timeout", "200ms"}, words: []string{"deadline exceeded", "not in time"}},
-		"closing":                   {args: []string{"-endpoint", "http://" + closing}, words: []string{"closed before the end", "could not be reached"}},
-		"a proxy that is none":      {args: []string{"-endpoint", secure.URL}, vars: with("HTTPS_PROXY", "http://user:hunter2@bad host/"), words: []string{"HTTPS_PROXY is not the URL of a proxy", "unset it"}},
-		"a proxy that is not there": {args: []string{"-region", "cn"}, vars: with("https_proxy", "http://user:hunter2@"+refused), words: []string{"captcha.cn-shanghai.aliyuncs.com through the proxy " + refused, "refused", "HTTPS_PROXY"}},
-		"a proxy's outage":          {args: []string{"-region", "sgp"}, vars: with("HTTPS_PROXY", "http://user:hunter2@"+dead), words: []string{"captcha.ap-southeast-1.aliyuncs.com through the proxy " + dead, "could not be reached"}},
+		"unresolvable": {
+			args:  []string{"-endpoint", "captcha..example"},
+			words: []string{"captcha..example", "no such host", "its name has no address"},
+		},
+		"refused": {
+			args:  []string{"-endpoint", "http://" + refused},
+			words: []string{"refused", "firewall"},
+		},
+		"refused by https": {args: []string{"-endpoint", refused}, words: []string{"refused", "firewall"}},
+		"unknown certificate": {
+			args:  []string{"-endpoint", secure.URL},
+			words: []string{"failed to verify certificate", "root certificates"},
+		},
+		"no TLS": {
+			args:  []string{"-endpoint", strings.TrimPrefix(s.url, "http://")},
+			words: []string{"by TLS"},
+		},
+		"silent": {
+			args:  []string{"-endpoint", "http://" + silent, "-timeout", "200ms"},
+			words: []string{"deadline exceeded", "not in time"},
+		},
+		"silent in TLS": {
+			args:  []string{"-endpoint", silent, "-timeout", "200ms"},
+			words: []string{"deadline exceeded", "not in time"},
+		},
+		"closing": {
+			args:  []string{"-endpoint", "http://" + closing},
+			words: []string{"closed before the end", "could not be reached"},
+		},
+		"a proxy that is none": {
+			args:  []string{"-endpoint", secure.URL},
+			vars:  with("HTTPS_PROXY", "http://user:hunter2@bad host/"),
+			words: []string{"HTTPS_PROXY is not the URL of a proxy", "unset it"},
+		},
+		"a proxy that is not there": {
+			args:  []string{"-region", "cn"},
+			vars:  with("https_proxy", "http://user:hunter2@"+refused),
+			words: []string{"captcha.cn-shanghai.aliyuncs.com through the proxy " + refused, "refused", "HTTPS_PROXY"},
+		},
+		"a proxy's outage": {
+			args:  []string{"-region", "sgp"},
+			vars:  with("HTTPS_PROXY", "http://user:hunter2@"+dead),
+			words: []string{"captcha.ap-southeast-1.aliyuncs.com through the proxy " + dead, "could not be reached"},
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			vars := tc.vars
@@ -428,7 +612,8 @@ func TestDoctorEndpoint(t *testing.T) {
 			}
 		})
 	}
-	require.Equal(t, []string{"CONNECT captcha.ap-southeast-1.aliyuncs.com:443", "CONNECT captcha.ap-southeast-1.aliyuncs.com:443"}, asked(), "one of each run")
+	const connect = "CONNECT captcha.ap-southeast-1.aliyuncs.com:443"
+	require.Equal(t, []string{connect, connect}, asked(), "one of each run")
 
 	t.Run("two findings", func(t *testing.T) {
 		got, _ := examine(t, nil, "-endpoint", refused)
@@ -440,7 +625,8 @@ func TestDoctorEndpoint(t *testing.T) {
 		}
 		addr, asked := proxy(t, secure.Listener.Addr().String())
 		roots := filepath.Join(t.TempDir(), "roots.pem")
-		require.NoError(t, os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}), 0o600))
+		block := &pem.Block{Type: "CERTIFICATE", Bytes: secure.Certificate().Raw}
+		require.NoError(t, os.WriteFile(roots, pem.EncodeToMemory(block), 0o600))
 		vars := with("HTTPS_PROXY", "http://user:hunter2@"+addr, "SSL_CERT_FILE", roots, "SSL_CERT_DIR", t.TempDir())
 		got, f := examine(t, vars, "-region", "cn", "-endpoint", "example.com", "-scene", "login")
 		require.Equal(t, "oooooooo", got)

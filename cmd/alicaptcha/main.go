@@ -81,7 +81,8 @@ func run(args []string, stdout, stderr io.Writer) error {
 		_, err := fmt.Fprintln(stdout, version())
 		return err
 	case "":
-		return usageError{errors.New("a command is missing: alicaptcha help lists them")} // a script must not take help for success
+		// A script must not take help for success.
+		return usageError{errors.New("a command is missing: alicaptcha help lists them")}
 	}
 	return usageError{fmt.Errorf("%q is no command: alicaptcha help lists them", name)}
 }
@@ -102,7 +103,8 @@ func parse(flags *flag.FlagSet, args []string, about string, stdout io.Writer) (
 	case err != nil:
 		return false, usageError{err}
 	case flags.NArg() > 0: // which may be a key, and is not shown
-		return false, usageError{fmt.Errorf("%s takes flags and no arguments: alicaptcha help %[1]s lists them", flags.Name())}
+		err := fmt.Errorf("%s takes flags and no arguments: alicaptcha help %[1]s lists them", flags.Name())
+		return false, usageError{err}
 	}
 	return true, nil
 }

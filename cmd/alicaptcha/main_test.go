@@ -84,14 +84,23 @@ func TestUsageErrors(t *testing.T) {
 		"version of what":           {args: []string{"version", "x"}, want: "version"},
 		"doctor without an address": {args: []string{"doctor"}, want: "-region"},
 		"doctor elsewhere":          {args: []string{"doctor", "-region", "moon"}, want: `"sgp"`},
-		"doctor at two faults":      {args: []string{"doctor", "-region", "moon", "-endpoint", "ftp://x"}, want: "; Endpoint must"},
-		"doctor in the clear":       {args: []string{"doctor", "-endpoint", "http://captcha.example"}, want: "must be https"},
-		"doctor with a password":    {args: []string{"doctor", "-endpoint", "https://user:hunter@captcha.example"}, want: "password"},
-		"doctor's flag":             {args: []string{"doctor", "-secret=hunter"}, want: "-secret"},
-		"doctor's argument":         {args: []string{"doctor", "-region", "cn", "hunter"}, want: "no arguments"},
-		"doctor's time":             {args: []string{"doctor", "-region", "cn", "-timeout", "0s"}, want: "-timeout"},
-		"doctor's time, no number":  {args: []string{"doctor", "-region", "cn", "-timeout", "soon"}, want: "-timeout"},
-		"doctor's keys printed":     {args: []string{"doctor", "-region", "cn"}, vars: with("DEBUG", "dara"), want: "DEBUG=dara"},
+		"doctor at two faults": {
+			args: []string{"doctor", "-region", "moon", "-endpoint", "ftp://x"},
+			want: "; Endpoint must",
+		},
+		"doctor in the clear": {args: []string{"doctor", "-endpoint", "http://captcha.example"}, want: "must be https"},
+		"doctor with a password": {
+			args: []string{"doctor", "-endpoint", "https://user:hunter@captcha.example"},
+			want: "password",
+		},
+		"doctor's flag":            {args: []string{"doctor", "-secret=hunter"}, want: "-secret"},
+		"doctor's argument":        {args: []string{"doctor", "-region", "cn", "hunter"}, want: "no arguments"},
+		"doctor's time":            {args: []string{"doctor", "-region", "cn", "-timeout", "0s"}, want: "-timeout"},
+		"doctor's time, no number": {args: []string{"doctor", "-region", "cn", "-timeout", "soon"}, want: "-timeout"},
+		"doctor's keys printed": {
+			args: []string{"doctor", "-region", "cn"}, vars: with("DEBUG", "dara"),
+			want: "DEBUG=dara",
+		},
 		"simulate's argument":       {args: []string{"simulate", "hunter"}, want: "no arguments"},
 		"simulate's flag":           {args: []string{"simulate", "-port", "1"}, want: "-port"},
 		"simulate without an ID":    {args: []string{"simulate", "-access-key-id", ""}, want: "-access-key-id"},
@@ -103,8 +112,11 @@ func TestUsageErrors(t *testing.T) {
 		"simulate's faults, odd":    {args: []string{"simulate", "-faults", `{"hung":"headers"}`}, want: "hung"},
 		"simulate's faults, wrong":  {args: []string{"simulate", "-faults", `{"hang":"early"}`}, want: `"early"`},
 		"simulate's faults, more":   {args: []string{"simulate", "-faults", "{}{}"}, want: "-faults"},
-		"address in use":            {args: []string{"simulate", "-addr", taken.Addr().String()}, status: 1, want: "address already in use"},
-		"no address":                {args: []string{"simulate", "-addr", "nowhere"}, status: 1, want: "nowhere"},
+		"address in use": {
+			args: []string{"simulate", "-addr", taken.Addr().String()}, status: 1,
+			want: "address already in use",
+		},
+		"no address": {args: []string{"simulate", "-addr", "nowhere"}, status: 1, want: "nowhere"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -144,8 +156,11 @@ func TestHelp(t *testing.T) {
 	}
 
 	// Nothing that a user of the commands needs is missing.
-	words := []string{"-region", "-endpoint", "-scene", "-timeout", "-json", "exit status", "billed", "AliyunYundunAFSFullAccess", "HTTPS_PROXY", `"ok"`, `"finding"`, `"not_checked"`,
-		"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN"}
+	words := []string{
+		"-region", "-endpoint", "-scene", "-timeout", "-json", "exit status", "billed",
+		"AliyunYundunAFSFullAccess", "HTTPS_PROXY", `"ok"`, `"finding"`, `"not_checked"`,
+		"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN",
+	}
 	for _, name := range names {
 		words = append(words, "\n  "+name+" ")
 	}
@@ -158,7 +173,10 @@ func TestHelp(t *testing.T) {
 	for _, word := range words {
 		require.Contains(t, doctor, word)
 	}
-	words = []string{"-addr", "-access-key-id", "-access-key-secret", "-security-token", "-scenes", "-foreign-scenes", "-faults", "POST /issue", "exit status"}
+	words = []string{
+		"-addr", "-access-key-id", "-access-key-secret", "-security-token", "-scenes", "-foreign-scenes",
+		"-faults", "POST /issue", "exit status",
+	}
 	for i, typ := 0, reflect.TypeFor[alicaptchatest.Faults](); i < typ.NumField(); i++ {
 		if name := typ.Field(i).Name; name != "_" && name != "TLSDelay" { // it serves no TLS
 			words = append(words, strings.ToLower(name[:1])+name[1:])
@@ -190,7 +208,11 @@ func TestDoctorAgainstSimulate(t *testing.T) {
 	t.Parallel()
 	url, _ := startSimulator(t, "-access-key-id", "STS.hunter", "-access-key-secret", secret, "-security-token", token,
 		"-scenes", "a,b", "-foreign-scenes", "c", "-faults", `{"credentials":"forbidden"}`)
-	vars := map[string]string{"ALIBABA_CLOUD_ACCESS_KEY_ID": "STS.hunter", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": secret, "ALIBABA_CLOUD_SECURITY_TOKEN": token}
+	vars := map[string]string{
+		"ALIBABA_CLOUD_ACCESS_KEY_ID":     "STS.hunter",
+		"ALIBABA_CLOUD_ACCESS_KEY_SECRET": secret,
+		"ALIBABA_CLOUD_SECURITY_TOKEN":    token,
+	}
 	got, _ := examine(t, vars, "-endpoint", url, "-scene", "b")
 	require.Equal(t, "oooooF--", got)
 	require.Equal(t, "{}", post(t, url+"/faults", "{}"))

@@ -57,15 +57,19 @@ func simulate(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	flags := flag.NewFlagSet("simulate", flag.ContinueOnError)
 	addr := flags.String("addr", "127.0.0.1:8081", "the `address` to serve on; port 0 is any that is free")
 	id := flags.String("access-key-id", "test-id", "the AccessKey `ID` that calls must be signed with")
-	secret := flags.String("access-key-secret", "test-secret", "its `secret`; not a real one, as other users of the machine see it")
+	secret := flags.String("access-key-secret", "test-secret",
+		"its `secret`; not a real one, as other users of the machine see it")
 	token := flags.String("security-token", "", "the STS `token` that calls must carry; if empty, they must carry none")
 	scenes := flags.String("scenes", "login,signup", "the account's scene `IDs`, separated by commas")
 	foreign := flags.String("foreign-scenes", "", "scene `IDs` of another account (F006)")
-	faultsJSON := flags.String("faults", "{}", "what is wrong from the start, as a JSON `object` such as {\"hang\":\"headers\"}")
+	faultsJSON := flags.String("faults", "{}",
+		"what is wrong from the start, as a JSON `object` such as {\"hang\":\"headers\"}")
 	if ok, err := parse(flags, args, simulateHelp, stdout); !ok {
 		return err
 	}
-	cfg := alicaptchatest.Config{AccessKeyID: *id, AccessKeySecret: *secret, SecurityToken: *token, Scenes: strings.Split(*scenes, ",")}
+	cfg := alicaptchatest.Config{
+		AccessKeyID: *id, AccessKeySecret: *secret, SecurityToken: *token, Scenes: strings.Split(*scenes, ","),
+	}
 	if *foreign != "" {
 		cfg.ForeignScenes = strings.Split(*foreign, ",")
 	}
@@ -92,7 +96,8 @@ func simulate(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	defer listener.Close()
 	at := *listener.Addr().(*net.TCPAddr)
 	if !at.IP.IsLoopback() {
-		fmt.Fprintf(stderr, "alicaptcha: warning: whoever reaches %s can mint params and set faults; 127.0.0.1 is for this machine alone\n", listener.Addr())
+		fmt.Fprintf(stderr, "alicaptcha: warning: whoever reaches %s can mint params and set faults; "+
+			"127.0.0.1 is for this machine alone\n", listener.Addr())
 	}
 	if at.IP.IsUnspecified() {
 		at.IP = net.IPv4(127, 0, 0, 1)

@@ -122,7 +122,12 @@ func TestSimulate(t *testing.T) {
 	require.Len(t, answers, 5)
 	require.Equal(t, []string{`{"hang":"headers"}`, `{"hang":"headers"}`, `{}`}, answers[2:])
 
-	cfg := alicaptcha.ClientConfig{Endpoint: url, AccessKeyID: s.value(t, "Access key ID"), AccessKeySecret: s.value(t, "Access key secret"), Transport: client.Transport}
+	cfg := alicaptcha.ClientConfig{
+		Endpoint:        url,
+		AccessKeyID:     s.value(t, "Access key ID"),
+		AccessKeySecret: s.value(t, "Access key secret"),
+		Transport:       client.Transport,
+	}
 	verifier, err := alicaptcha.NewClient(cfg)
 	require.NoError(t, err)
 	for i, want := range []alicaptcha.Code{alicaptcha.T001, alicaptcha.F001} {
@@ -136,9 +141,11 @@ func TestSimulate(t *testing.T) {
 
 func TestSimulatePrintsItsFlags(t *testing.T) {
 	t.Parallel()
-	_, s := startSimulator(t, "-access-key-id", "id", "-access-key-secret", "key", "-security-token", "tok", "-foreign-scenes", "c,d", "-faults", `{"latency":"1s"}`)
+	_, s := startSimulator(t, "-access-key-id", "id", "-access-key-secret", "key", "-security-token", "tok",
+		"-foreign-scenes", "c,d", "-faults", `{"latency":"1s"}`)
 	for label, want := range map[string]string{
-		"Access key ID": "id", "Access key secret": "key", "Security token": "tok", "Scenes": "login, signup", "Foreign scenes": "c, d", "Faults": `{"latency":"1s"}`,
+		"Access key ID": "id", "Access key secret": "key", "Security token": "tok",
+		"Scenes": "login, signup", "Foreign scenes": "c, d", "Faults": `{"latency":"1s"}`,
 	} {
 		require.Equal(t, want, s.value(t, label))
 	}

@@ -105,7 +105,9 @@ Ctrl-C stops it.
 
 // newLogin returns a login behind a gate that tells meters of itself.
 func newLogin(endpoint string, meters *sdk.MeterProvider, logger *slog.Logger) (http.Handler, error) {
-	client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{Endpoint: endpoint, AccessKeyID: "test-id", AccessKeySecret: "test-secret"})
+	client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
+		Endpoint: endpoint, AccessKeyID: "test-id", AccessKeySecret: "test-secret",
+	})
 	if err != nil {
 		return nil, err
 	}
