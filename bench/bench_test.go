@@ -47,7 +47,9 @@ func TestShortRun(t *testing.T) {
 	for _, part := range []string{"Request cost", "Call cost", "Under load", "In an outage", "Growth", "Targets"} {
 		require.Contains(t, string(report), "\n## "+part+"\n")
 	}
-	for _, contender := range []string{oursName, sampleName, floorName, "read-all", "ParseForm", "gorilla/csrf", "go-chi/jwtauth", "CrossOriginProtection"} {
+	for _, contender := range []string{
+		oursName, sampleName, floorName, "read-all", "ParseForm", "gorilla/csrf", "go-chi/jwtauth", "CrossOriginProtection",
+	} {
 		require.Contains(t, string(report), "| "+contender+" |")
 	}
 	for _, wrong := range []string{"NaN", "%!", dir, os.TempDir()} {
@@ -105,7 +107,8 @@ func TestCompare(t *testing.T) {
 		require.GreaterOrEqual(t, found[name].best().ns, 100e3)
 	}
 	// First each alone, to see how long it takes; where a turn ends with the next one's contender it goes on.
-	require.Equal(t, strings.Split("abc abc ba bc", ""), slices.Insert(slices.Insert(slices.Insert(turns, 3, " "), 7, " "), 10, " "))
+	spaced := slices.Insert(slices.Insert(slices.Insert(turns, 3, " "), 7, " "), 10, " ")
+	require.Equal(t, strings.Split("abc abc ba bc", ""), spaced)
 }
 
 func TestSeries(t *testing.T) {
@@ -133,7 +136,8 @@ func TestPercentile(t *testing.T) {
 
 func TestShow(t *testing.T) {
 	for ns, want := range map[float64]string{
-		0: "0 ns", 999.4: "999 ns", 999.6: "1.00 µs", 12_340: "12.3 µs", 999_499: "999 µs", 999_600: "1.00 ms", 20e6: "20.0 ms", 5.05e9: "5.05 s", -1500: "-1.50 µs",
+		0: "0 ns", 999.4: "999 ns", 999.6: "1.00 µs", 12_340: "12.3 µs", 999_499: "999 µs", 999_600: "1.00 ms",
+		20e6: "20.0 ms", 5.05e9: "5.05 s", -1500: "-1.50 µs",
 	} {
 		require.Equal(t, want, showTime(ns))
 	}
@@ -144,8 +148,10 @@ func TestShow(t *testing.T) {
 
 // The vector is one that was computed elsewhere.
 func TestSigned(t *testing.T) {
-	header := signed("test-id", "test-secret", "captcha.cn-shanghai.aliyuncs.com", "SceneId=test", time.Date(2026, 9, 27, 0, 0, 0, 0, time.UTC), "test-nonce")
-	require.Contains(t, header.Get("Authorization"), "Signature=a6c2000eda36d6945559103f39c06f1837e21794e8051f56092bc3b3a7264b2b")
+	header := signed("test-id", "test-secret", "captcha.cn-shanghai.aliyuncs.com", "SceneId=test",
+		time.Date(2026, 9, 27, 0, 0, 0, 0, time.UTC), "test-nonce")
+	require.Contains(t, header.Get("Authorization"),
+		"Signature=a6c2000eda36d6945559103f39c06f1837e21794e8051f56092bc3b3a7264b2b")
 }
 
 // The simulator checks signatures and takes a param once: each caller sends it
@@ -217,7 +223,7 @@ func TestGates(t *testing.T) {
 			asks := g.name != bareName && !isYardstick
 			passing := &asked{Verifier: alicaptchatest.Passing()}
 			calls := 0
-			operation, answer := row.request.through(g.wrap(passing, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			h := g.wrap(passing, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 				calls++
 				if g.name == parseFormGate.name {
 					require.Equal(t, "alice", r.PostForm.Get("username"))
@@ -226,18 +232,23 @@ func TestGates(t *testing.T) {
 				body, err := io.ReadAll(r.Body)
 				require.NoError(t, err)
 				require.Equal(t, row.request.body, string(body), "%s, %s", row.name, g.name)
-			})))
+			}))
+			operation, answer := row.request.through(h)
 			operation()
 			operation()
 			require.Equal(t, 2, calls, "%s, %s: %d", row.name, g.name, answer.status)
 			require.Equal(t, http.StatusOK, answer.status)
 			require.LessOrEqual(t, len(answer.header["Vary"]), 1, "headers of the answer before")
 			if asks {
-				require.Equal(t, []alicaptcha.Request{{Param: v3, SceneID: scene}, {Param: v3, SceneID: scene}}, passing.requests, g.name)
+				want := alicaptcha.Request{Param: v3, SceneID: scene}
+				require.Equal(t, []alicaptcha.Request{want, want}, passing.requests, g.name)
 			}
-			for _, v := range []alicaptcha.Verifier{alicaptchatest.Rejecting(alicaptcha.F001), alicaptchatest.Failing(alicaptcha.ServiceUnavailable)} {
+			for _, v := range []alicaptcha.Verifier{
+				alicaptchatest.Rejecting(alicaptcha.F001), alicaptchatest.Failing(alicaptcha.ServiceUnavailable),
+			} {
 				if asks {
-					operation, answer = row.request.through(g.wrap(v, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ })))
+					h := g.wrap(v, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ }))
+					operation, answer = row.request.through(h)
 					operation()
 					require.Equal(t, 2, calls, g.name)
 					require.NotEqual(t, http.StatusOK, answer.status, g.name)
@@ -258,7 +269,8 @@ func TestYardsticks(t *testing.T) {
 		q, err := headerRequest()
 		require.NoError(t, err)
 		spoil[g.name](q.header)
-		operation, answer := q.through(g.wrap(nil, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error(g.name) })))
+		h := g.wrap(nil, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error(g.name) }))
+		operation, answer := q.through(h)
 		operation()
 		require.GreaterOrEqual(t, answer.status, 400, g.name)
 	}
@@ -283,10 +295,13 @@ func TestBodies(t *testing.T) {
 // The vendor's advice lets in whom the call fails for; a rejection stays one.
 func TestReadAllPassOnError(t *testing.T) {
 	for _, passOnError := range []bool{true, false} {
-		for _, v := range []alicaptcha.Verifier{alicaptchatest.Failing(alicaptcha.ServiceTimeout), alicaptchatest.Rejecting(alicaptcha.F001)} {
+		for _, v := range []alicaptcha.Verifier{
+			alicaptchatest.Failing(alicaptcha.ServiceTimeout), alicaptchatest.Rejecting(alicaptcha.F001),
+		} {
 			_, err := v.Verify(t.Context(), alicaptcha.Request{Param: v3})
 			calls := 0
-			operation, _ := jsonBody(512, v3, true).through(readAll(v, decodeJSON, passOnError, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ })))
+			next := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { calls++ })
+			operation, _ := jsonBody(512, v3, true).through(readAll(v, decodeJSON, passOnError, next))
 			operation()
 			require.Equal(t, passOnError && err != nil, calls == 1)
 		}
@@ -297,7 +312,8 @@ func TestUpload(t *testing.T) {
 	const size = 8 << 20
 	for _, g := range uploadGates() {
 		v := &asked{Verifier: alicaptchatest.Passing()}
-		found, err := sendUpload(gate{g.name, func(_ alicaptcha.Verifier, next http.Handler) http.Handler { return g.wrap(v, next) }}, size)
+		wrap := func(_ alicaptcha.Verifier, next http.Handler) http.Handler { return g.wrap(v, next) }
+		found, err := sendUpload(gate{g.name, wrap}, size)
 		require.NoError(t, err)
 		require.Greater(t, found.total, found.entered)
 		if g.name == bareName {
@@ -348,7 +364,8 @@ func TestServiceClosesIdleConnections(t *testing.T) {
 	s, err := newService(serviceConfig{tls: true, idle: time.Millisecond})
 	require.NoError(t, err)
 	defer s.close()
-	conn, err := tls.Dial("tcp", s.Listener.Addr().String(), &tls.Config{RootCAs: s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs})
+	roots := s.Client().Transport.(*http.Transport).TLSClientConfig.RootCAs
+	conn, err := tls.Dial("tcp", s.Listener.Addr().String(), &tls.Config{RootCAs: roots})
 	require.NoError(t, err)
 	defer conn.Close()
 	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))

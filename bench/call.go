@@ -11,8 +11,8 @@ import (
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
-const passed = `{"RequestId":"0A1B2C3D-0000-1111-2222-333344445555","Message":"success","Code":"Success","Success":true,` +
-	`"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"certify"}}`
+const passed = `{"RequestId":"0A1B2C3D-0000-1111-2222-333344445555","Message":"success","Code":"Success",` +
+	`"Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"certify"}}`
 
 // canned answers every call with a pass and needs no network. It is an
 // http.RoundTripper and the SDK's HttpClient.
@@ -65,14 +65,17 @@ func callers(endpoint string) ([]caller, error) {
 		return nil, err
 	}
 	byVendor, err := newSample(endpoint, nil)
-	return []caller{{oursName, client}, {sampleName, byVendor}, {floorName, newFloor(endpoint, &http.Transport{MaxIdleConnsPerHost: 512})}}, err
+	floor := newFloor(endpoint, &http.Transport{MaxIdleConnsPerHost: 512})
+	return []caller{{oursName, client}, {sampleName, byVendor}, {floorName, floor}}, err
 }
 
 // params returns one param of each length that matters: V3, V2, V2 at its longest.
 func params() ([]string, error) {
 	sim := alicaptchatest.NewSimulator(alicaptchatest.Config{})
 	var all []string
-	for _, i := range []alicaptchatest.Issue{{Format: alicaptchatest.V3}, {Format: alicaptchatest.V2}, {Format: alicaptchatest.V2, Bytes: 27_200}} {
+	for _, i := range []alicaptchatest.Issue{
+		{Format: alicaptchatest.V3}, {Format: alicaptchatest.V2}, {Format: alicaptchatest.V2, Bytes: 27_200},
+	} {
 		i.SceneID = scene
 		param, err := sim.Issue(i)
 		if err != nil {
@@ -95,9 +98,10 @@ func call(v caller, param string) func() {
 
 func (b *bench) callCost() error {
 	b.print("## Call cost\n\n"+
-		"One verification at a time, on an answer that is there at once: first from a canned transport, then from a service on loopback over TLS. "+
-		"%s is the SDK as the vendor's sample code uses it, floor a hand-written signer without a single guard, on net/http alone. "+
-		"CPU is the whole process's, on loopback with the service's part. Medians of %d rounds.\n\n", sampleName, b.rounds)
+		"One verification at a time, on an answer that is there at once: first from a canned transport, then from a "+
+		"service on loopback over TLS. %s is the SDK as the vendor's sample code uses it, floor a hand-written signer "+
+		"without a single guard, on net/http alone. CPU is the whole process's, on loopback with the service's part. "+
+		"Medians of %d rounds.\n\n", sampleName, b.rounds)
 	b.print("| service | param | caller | time | CPU | bytes | allocations |\n|---|--:|---|--:|--:|--:|--:|\n")
 	texts, err := params()
 	if err != nil {

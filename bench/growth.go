@@ -47,8 +47,8 @@ func atOnce(g gate, q request, callers, requests int) func() {
 }
 
 func (b *bench) growth() error {
-	b.print("## Growth\n\nWhat a request costs with more of them at once, and with a longer body, all in: the handler reads the body to its end. "+
-		"The Verifier answers at once. Medians of %d rounds.\n\n", b.rounds)
+	b.print("## Growth\n\nWhat a request costs with more of them at once, and with a longer body, all in: "+
+		"the handler reads the body to its end. The Verifier answers at once. Medians of %d rounds.\n\n", b.rounds)
 
 	var crowd []curve
 	gates := growthGates()

@@ -161,10 +161,10 @@ func (b *bench) underLoad() error {
 		return err
 	}
 	b.print("## Under load\n\n"+
-		"The service takes %v for an answer, on loopback over TLS; the param has 4.5 KB. Callers call again at once; bursts are %v apart. "+
-		"“%s” is a Client with a Transport of the user's; the default one speaks HTTP/1.1 on purpose. "+
-		"Medians of %d rounds, of connections the most of one round, of failures the sum; p50 and p99 are without each caller's first call, "+
-		"which opens a connection.\n\n", takes, shapes[4].pause, http2Name, rounds)
+		"The service takes %v for an answer, on loopback over TLS; the param has 4.5 KB. Callers call again at once; "+
+		"bursts are %v apart. “%s” is a Client with a Transport of the user's; the default one speaks HTTP/1.1 on "+
+		"purpose. Medians of %d rounds, of connections the most of one round, of failures the sum; p50 and p99 are "+
+		"without each caller's first call, which opens a connection.\n\n", takes, shapes[4].pause, http2Name, rounds)
 	b.printLoad(shapes, ways, found)
 
 	// As load balancers do it, and one round: nearly all of it is waiting.
@@ -188,10 +188,11 @@ func (b *bench) underLoad() error {
 	if err != nil {
 		return err
 	}
-	b.print("Idle connections that the service closes: a call that meets the closing fails, because a param may not be sent twice. "+
-		"First after %v, which is what load balancers have, and callers who call again just then (one round); the default Transport has closed "+
-		"its connections after 10 s. Then after %v, to see what happens where the service is the first; the last row has a Transport whose "+
-		"IdleConnTimeout is half of that.\n\n", lasting.idle, hasty.idle)
+	b.print("Idle connections that the service closes: a call that meets the closing fails, because a param may not "+
+		"be sent twice. First after %v, which is what load balancers have, and callers who call again just then (one "+
+		"round); the default Transport has closed its connections after 10 s. Then after %v, to see what happens where "+
+		"the service is the first; the last row has a Transport whose IdleConnTimeout is half of that.\n\n",
+		lasting.idle, hasty.idle)
 	b.printLoad([]shape{lasting}, ways[:2], lasted)
 	b.printLoad([]shape{hasty}, hastyWays, hurried)
 
@@ -199,8 +200,9 @@ func (b *bench) underLoad() error {
 	for _, s := range []string{"64 callers", "bursts of 64"} {
 		we, they := found[[2]string{s, oursName}], found[[2]string{s, sampleName}]
 		most := worst(we, opened)
+		met := most <= 80 && worst(we, func(t tally) int64 { return t.http2 }) == 0
 		b.targets = append(b.targets, target{s + ": at most 80 connections over HTTP/1.1",
-			fmt.Sprintf("%d, the sample %d", most, worst(they, opened)), most <= 80 && worst(we, func(t tally) int64 { return t.http2 }) == 0})
+			fmt.Sprintf("%d, the sample %d", most, worst(they, opened)), met})
 		p99 := func(t tally) float64 { return t.percentile(99) }
 		share := medianOf(we, p99) / medianOf(they, p99)
 		b.target(s+": p99 at most half of the sample's", share, "%.2f of it", share <= 0.5)
@@ -212,8 +214,14 @@ func (b *bench) underLoad() error {
 		text   string
 		rounds []tally
 	}{
-		{fmt.Sprintf("no failure from idle connections that the service closes after %v", lasting.idle), lasted[[2]string{lasting.name, oursName}]},
-		{fmt.Sprintf("none either after %v, by a Transport whose IdleConnTimeout is less", hasty.idle), hurried[[2]string{hasty.name, ownName}]},
+		{
+			fmt.Sprintf("no failure from idle connections that the service closes after %v", lasting.idle),
+			lasted[[2]string{lasting.name, oursName}],
+		},
+		{
+			fmt.Sprintf("none either after %v, by a Transport whose IdleConnTimeout is less", hasty.idle),
+			hurried[[2]string{hasty.name, ownName}],
+		},
 	} {
 		failures, calls := failed(t.rounds)
 		b.targets = append(b.targets, target{t.text, fmt.Sprintf("%d of %d", failures, calls), failures == 0})

@@ -136,7 +136,8 @@ func loopbackOnly() (forget func(), err error) {
 	roots := filepath.Join(dir, "roots.pem")
 	block := &pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]}
 	errs := []error{
-		os.WriteFile(roots, pem.EncodeToMemory(block), 0o600), os.Setenv("SSL_CERT_FILE", roots), os.Setenv("SSL_CERT_DIR", dir),
+		os.WriteFile(roots, pem.EncodeToMemory(block), 0o600),
+		os.Setenv("SSL_CERT_FILE", roots), os.Setenv("SSL_CERT_DIR", dir),
 	}
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "DEBUG"} {
 		errs = append(errs, os.Unsetenv(name), os.Unsetenv(strings.ToLower(name)))
@@ -150,7 +151,8 @@ func machine(now time.Time) string {
 	line := func(name, value string) { fmt.Fprintf(&b, "| %s | %s |\n", name, value) }
 	b.WriteString("| | |\n|---|---|\n")
 	line("CPU", cmp.Or(procField("/proc/cpuinfo", "model name"), runtime.GOARCH))
-	line("cores", fmt.Sprintf("%d, GOMAXPROCS %d; service, site and load share them", runtime.NumCPU(), runtime.GOMAXPROCS(0)))
+	line("cores",
+		fmt.Sprintf("%d, GOMAXPROCS %d; service, site and load share them", runtime.NumCPU(), runtime.GOMAXPROCS(0)))
 	if kB, err := strconv.Atoi(strings.TrimSuffix(procField("/proc/meminfo", "MemTotal"), " kB")); err == nil {
 		line("memory", fmt.Sprintf("%.0f GB", float64(kB)/1e6))
 	}
@@ -168,7 +170,8 @@ func machine(now time.Time) string {
 
 // compared are the modules whose versions the report names.
 var compared = []string{
-	"github.com/alibabacloud-go/captcha-20230305", "github.com/alibabacloud-go/darabonba-openapi/v2", "github.com/alibabacloud-go/tea",
+	"github.com/alibabacloud-go/captcha-20230305", "github.com/alibabacloud-go/darabonba-openapi/v2",
+	"github.com/alibabacloud-go/tea",
 	"github.com/go-chi/jwtauth/v5", "github.com/gorilla/csrf",
 }
 

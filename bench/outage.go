@@ -46,7 +46,9 @@ func withBreaker(endpoint string, next http.Handler) (http.Handler, error) {
 		return nil, err
 	}
 	const failures = 5
-	v, err := alicaptcha.NewBreaker(client, alicaptcha.BreakerConfig{Failures: failures, Logger: slog.New(slog.DiscardHandler)})
+	v, err := alicaptcha.NewBreaker(client, alicaptcha.BreakerConfig{
+		Failures: failures, Logger: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -228,12 +230,15 @@ func (b *bench) outage() error {
 	}
 
 	b.print("## In an outage\n\n"+
-		"The service takes calls and never answers, on loopback without TLS. For %v the site is offered %d logins a second, and %d requests a second "+
-		"to a route without a gate; they come when they are due, whether or not others are answered. Latency is from then until the client has its "+
-		"whole answer. Goroutines are the site's, heap is what the whole process has added, with stacks, both when everything has been offered. "+
-		"Time-outs are 5 s, the defaults here and what the vendor's sample sets; it advises to let a login in where the call fails. Medians of %d rounds.\n\n",
+		"The service takes calls and never answers, on loopback without TLS. For %v the site is offered %d logins "+
+		"a second, and %d requests a second to a route without a gate; they come when they are due, whether or not "+
+		"others are answered. Latency is from then until the client has its whole answer. Goroutines are the site's, "+
+		"heap is what the whole process has added, with stacks, both when everything has been offered. Time-outs are "+
+		"5 s, the defaults here and what the vendor's sample sets; it advises to let a login in where the call fails. "+
+		"Medians of %d rounds.\n\n",
 		o.window, o.perSecond, o.other, rounds)
-	b.print("| gate | login p50 | login p99 | other route p50 | p99 | let in | no answer at the end | goroutines | connections, clients' + service's | heap |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
+	b.print("| gate | login p50 | login p99 | other route p50 | p99 | let in | no answer at the end | goroutines " +
+		"| connections, clients' + service's | heap |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|\n")
 	part := func(name string, of func(outcome) float64) float64 { return medianOf(found[name], of) }
 	gated := func(p float64) func(outcome) float64 {
 		return func(one outcome) float64 { return float64(percentile(one.gated, p)) }
@@ -265,6 +270,7 @@ func (b *bench) outage() error {
 			}
 		}
 	}
-	b.target("outage: goroutines at most 2 for each client's connection and 2 for each of MaxConcurrent calls", float64(over), "%.0f rounds above", over == 0)
+	b.target("outage: goroutines at most 2 for each client's connection and 2 for each of MaxConcurrent calls",
+		float64(over), "%.0f rounds above", over == 0)
 	return nil
 }

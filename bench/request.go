@@ -48,7 +48,9 @@ var oursGate = gate{oursName, func(v alicaptcha.Verifier, next http.Handler) htt
 }}
 
 func readAllGate(name string, decode func(*http.Request, []byte) string) gate {
-	return gate{name, func(v alicaptcha.Verifier, next http.Handler) http.Handler { return readAll(v, decode, false, next) }}
+	return gate{name, func(v alicaptcha.Verifier, next http.Handler) http.Handler {
+		return readAll(v, decode, false, next)
+	}}
 }
 
 // parseFormGate leaves the handler r.PostForm in place of the body.
@@ -237,10 +239,12 @@ func (b *bench) requestCost() error {
 	// Short and many: on a busy machine the best of them is then one that nothing disturbed.
 	rounds, each := b.few(31, 2), b.each/5
 	b.print("## Request cost\n\n"+
-		"What a gate adds to a request that is in memory, with a Verifier that answers at once. The handler reads the body to its end; "+
-		"the body can be read and no more, as net/http's. “Until the handler” is the same without the handler's reading. read-all is "+
-		"`io.ReadAll`, decode, put back. Medians of %d rounds, and the best of them; all but the bare handler's own are less the bare handler.\n\n", rounds)
-	b.print("| request, the field's place | gate | time | best | until the handler | bytes | allocations |\n|---|---|--:|--:|--:|--:|--:|\n")
+		"What a gate adds to a request that is in memory, with a Verifier that answers at once. The handler reads the "+
+		"body to its end; the body can be read and no more, as net/http's. “Until the handler” is the same without "+
+		"the handler's reading. read-all is `io.ReadAll`, decode, put back. Medians of %d rounds, and the best of "+
+		"them; all but the bare handler's own are less the bare handler.\n\n", rounds)
+	b.print("| request, the field's place | gate | time | best | until the handler | bytes | allocations |\n" +
+		"|---|---|--:|--:|--:|--:|--:|\n")
 	all, err := rows()
 	if err != nil {
 		return err
@@ -268,8 +272,9 @@ func (b *bench) requestCost() error {
 				showTime(mid.ns), showTime(best.ns), showTime(toHandler), showBytes(mid.bytes), mid.allocs)
 		}
 	}
-	b.print("\ngorilla/csrf, go-chi/jwtauth and CrossOriginProtection check other things than a captcha and are a yardstick. " +
-		"ParseForm leaves the handler a form in place of the body. MaxBodyBytes is raised for 1 MB with the field last, else a rejection.\n\n")
+	b.print("\ngorilla/csrf, go-chi/jwtauth and CrossOriginProtection check other things than a captcha and are a " +
+		"yardstick. ParseForm leaves the handler a form in place of the body. MaxBodyBytes is raised for 1 MB with the " +
+		"field last, else a rejection.\n\n")
 
 	most := 0.0
 	for _, size := range []string{"0.5 KB", "4 KB", "64 KB", "1 MB"} {
@@ -286,7 +291,8 @@ func (b *bench) requestCost() error {
 	}{{"0.5 KB", 0.55}, {"4 KB", 0.15}, {"64 KB", 0.02}} {
 		key := "JSON, " + t.size + ", first"
 		share := added[key+oursName].ns / added[key+"read-all"].ns
-		b.target(fmt.Sprintf("%s, field first: at most %g of read-all's time", t.size, t.most), share, "%.3f", share <= t.most)
+		b.target(fmt.Sprintf("%s, field first: at most %g of read-all's time", t.size, t.most),
+			share, "%.3f", share <= t.most)
 	}
 	growth := until["JSON, 1 MB, first"+oursName] / until["JSON, 4 KB, first"+oursName]
 	b.target("1 MB, field first: within 2 times of 4 KB (until the handler)", growth, "%.2f", growth <= 2)
@@ -307,8 +313,11 @@ type upload struct {
 func newUpload(size int64) (*upload, http.Header) {
 	const boundary = "a-boundary-of-some-length"
 	u := &upload{
-		head: "--" + boundary + "\r\nContent-Disposition: form-data; name=\"captchaVerifyParam\"\r\n\r\n" + v3 + "\r\n" +
-			"--" + boundary + "\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.bin\"\r\nContent-Type: application/octet-stream\r\n\r\n",
+		head: "--" + boundary + "\r\n" +
+			"Content-Disposition: form-data; name=\"captchaVerifyParam\"\r\n\r\n" + v3 + "\r\n" +
+			"--" + boundary + "\r\n" +
+			"Content-Disposition: form-data; name=\"file\"; filename=\"a.bin\"\r\n" +
+			"Content-Type: application/octet-stream\r\n\r\n",
 		tail: "\r\n--" + boundary + "--\r\n",
 		size: size,
 	}
@@ -373,7 +382,8 @@ func sendUpload(g gate, size int64) (uploaded, error) {
 	found.total = float64(time.Since(start))
 	found.heap = float64(u.peak - min(u.peak, before.HeapAlloc))
 	if calls != 1 || u.at != size {
-		return uploaded{}, fmt.Errorf("%s: the handler was called %d times and %d of %d bytes were read", g.name, calls, u.at, size)
+		return uploaded{}, fmt.Errorf("%s: the handler was called %d times and %d of %d bytes were read",
+			g.name, calls, u.at, size)
 	}
 	return found, nil
 }
@@ -394,12 +404,15 @@ func (b *bench) upload() error {
 			found[gates[i].name] = append(found[gates[i].name], one)
 		}
 	}
-	b.print("A multipart body of 50 MB, the field before the file, made while it is read; the heap is looked at every MB and on entering the handler.\n\n" +
-		"| gate | until the handler | read before it | heap added at its peak | the whole request |\n|---|--:|--:|--:|--:|\n")
+	b.print("A multipart body of 50 MB, the field before the file, made while it is read; " +
+		"the heap is looked at every MB and on entering the handler.\n\n" +
+		"| gate | until the handler | read before it | heap added at its peak | the whole request |\n" +
+		"|---|--:|--:|--:|--:|\n")
 	for _, g := range gates {
 		part := func(of func(uploaded) float64) float64 { return medianOf(found[g.name], of) }
 		b.print("| %s | %s | %s | %s | %s |\n", g.name, showTime(part(func(u uploaded) float64 { return u.entered })),
-			showBytes(part(func(u uploaded) float64 { return u.readBefore })), showBytes(part(func(u uploaded) float64 { return u.heap })),
+			showBytes(part(func(u uploaded) float64 { return u.readBefore })),
+			showBytes(part(func(u uploaded) float64 { return u.heap })),
 			showTime(part(func(u uploaded) float64 { return u.total })))
 	}
 	b.print("\n")
@@ -407,7 +420,8 @@ func (b *bench) upload() error {
 	for _, u := range found[oursName] {
 		read, heap = max(read, u.readBefore), max(heap, u.heap)
 	}
-	b.target("50 MB upload: the handler is entered before 1 % is read", 100*read/uploadSize, "%.3f %%", read < uploadSize/100)
+	b.target("50 MB upload: the handler is entered before 1 % is read",
+		100*read/uploadSize, "%.3f %%", read < uploadSize/100)
 	b.target("50 MB upload: under 1 MB of heap added", heap/1e6, "%.3f MB", heap < 1e6)
 	return nil
 }

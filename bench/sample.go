@@ -55,7 +55,9 @@ func (s sample) Verify(_ context.Context, req alicaptcha.Request) (alicaptcha.Re
 // readAll is the middleware that everybody writes: it reads the whole body,
 // decodes it and puts it back. An error of the Verifier counts as a pass where
 // the vendor's advice is followed.
-func readAll(verifier alicaptcha.Verifier, decode func(*http.Request, []byte) string, passOnError bool, next http.Handler) http.Handler {
+func readAll(
+	verifier alicaptcha.Verifier, decode func(*http.Request, []byte) string, passOnError bool, next http.Handler,
+) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, err := io.ReadAll(r.Body)
 		if err != nil {
@@ -68,7 +70,10 @@ func readAll(verifier alicaptcha.Verifier, decode func(*http.Request, []byte) st
 }
 
 // verify passes r on if verifier passes param.
-func verify(verifier alicaptcha.Verifier, param string, passOnError bool, next http.Handler, w http.ResponseWriter, r *http.Request) {
+func verify(
+	verifier alicaptcha.Verifier, param string, passOnError bool,
+	next http.Handler, w http.ResponseWriter, r *http.Request,
+) {
 	result, err := verifier.Verify(r.Context(), alicaptcha.Request{Param: param, SceneID: scene})
 	if err != nil && !passOnError || err == nil && !result.Passed {
 		w.WriteHeader(http.StatusForbidden)

@@ -59,7 +59,8 @@ func (f floor) Verify(ctx context.Context, req alicaptcha.Request) (alicaptcha.R
 		return alicaptcha.Result{}, fmt.Errorf("status %d, %w", resp.StatusCode, err)
 	}
 	return alicaptcha.Result{
-		Passed: answer.Result.VerifyResult, Code: answer.Result.VerifyCode, CertifyID: answer.Result.CertifyID, RequestID: answer.RequestID,
+		Passed: answer.Result.VerifyResult, Code: answer.Result.VerifyCode,
+		CertifyID: answer.Result.CertifyID, RequestID: answer.RequestID,
 	}, nil
 }
 
