@@ -155,7 +155,8 @@ func TestDocsLinksFaults(t *testing.T) {
 	file := func(text string) *fstest.MapFile { return &fstest.MapFile{Data: []byte(text)} }
 	links, faults := docLinks(fstest.MapFS{
 		"README.md": file("# The `Code`, or [more](docs/a.md)\n## 说明：代码\n## Twice\n## Twice\n" +
-			"[a](docs/a.md) [b](docs/a.md#one-two) [c](#the-code-or-more) [d](#说明代码) [e](#twice-1) [f](go.mod#L3) [g](docs) ![h](https://example.com/x.png)\n" +
+			"[a](docs/a.md) [b](docs/a.md#one-two) [c](#the-code-or-more) [d](#说明代码) [e](#twice-1) [f](go.mod#L3) " +
+			"[g](docs) ![h](https://example.com/x.png)\n" +
 			"[ref]: docs/a.md#one-two\n<https://example.com>\n`[code](nowhere)`\n```\n[code](nowhere)\n# no-heading\n```\n"),
 		"docs/a.md": file("# One: two!\n[up](../README.md#twice) [same](#one-two)\n"),
 		"go.mod":    file("module x\n"),
@@ -185,7 +186,9 @@ func TestDocsLinksFaults(t *testing.T) {
 		"text [`a`](docs/b.md) more":   "leads to no file",
 		"| [a](docs/a.md) [b](b.md) |": "leads to no file",
 	} {
-		_, faults := docLinks(fstest.MapFS{"README.md": file("# One\n" + link + "\n"), "docs/a.md": file("# One\n"), "go.mod": file("")})
+		_, faults := docLinks(fstest.MapFS{
+			"README.md": file("# One\n" + link + "\n"), "docs/a.md": file("# One\n"), "go.mod": file(""),
+		})
 		require.Len(t, faults, 1, link)
 		require.Contains(t, faults[0], fault, link)
 	}
@@ -356,7 +359,8 @@ func TestOperationsLog(t *testing.T) {
 				require.Contains(t, keys, match[1], line)
 			}
 		}
-		require.True(t, slices.ContainsFunc(messages, func(m string) bool { return strings.HasPrefix(attrs["msg"], m) }), line)
+		begins := func(m string) bool { return strings.HasPrefix(attrs["msg"], m) }
+		require.True(t, slices.ContainsFunc(messages, begins), line)
 		if attrs["captcha.description"] != "" {
 			require.Equal(t, alicaptcha.Code(attrs["captcha.code"]).Description(), attrs["captcha.description"])
 		}
@@ -388,7 +392,9 @@ func TestSecurityOpenings(t *testing.T) {
 		documented[row[0]] = names(row[1])
 	}
 	opens := func(c alicaptcha.Code, a alicaptcha.Action) bool {
-		_, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "login", Policy: alicaptcha.Policy{c: a}})
+		_, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: alicaptchatest.Passing(), SceneID: "login", Policy: alicaptcha.Policy{c: a},
+		})
 		return err == nil
 	}
 	var never, bounded []string

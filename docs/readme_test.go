@@ -21,7 +21,9 @@ func TestReadme(t *testing.T) {
 	readme, err := os.ReadFile("../README.md")
 	require.NoError(t, err)
 	var examples strings.Builder
-	for _, file := range []string{"../example_test.go", "../example_require_test.go", "../otelalicaptcha/example_test.go"} {
+	for _, file := range []string{
+		"../example_test.go", "../example_require_test.go", "../otelalicaptcha/example_test.go",
+	} {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		examples.Write(text)
@@ -54,7 +56,8 @@ func TestReadmeRejection(t *testing.T) {
 	readme, err := os.ReadFile("../README.md")
 	require.NoError(t, err)
 	w := httptest.NewRecorder()
-	alicaptcha.WriteRejection(w, httptest.NewRequest(http.MethodPost, "/login", nil), alicaptcha.Outcome{Code: alicaptcha.F018})
+	r := httptest.NewRequest(http.MethodPost, "/login", nil)
+	alicaptcha.WriteRejection(w, r, alicaptcha.Outcome{Code: alicaptcha.F018})
 	require.Contains(t, string(readme), "```json\n"+w.Body.String()+"```")
 }
 

@@ -156,13 +156,15 @@ func realService(getenv func(string) string) (s settings, ok bool, err error) {
 	case len(required):
 		return settings{}, false, nil
 	}
-	return settings{}, false, fmt.Errorf("the environment has only a part of what the real service needs; missing: %s (without any of them the site runs on a simulator)", strings.Join(missing, ", "))
+	return settings{}, false, fmt.Errorf("the environment has only a part of what the real service needs; "+
+		"missing: %s (without any of them the site runs on a simulator)", strings.Join(missing, ", "))
 }
 
 // simulated returns the settings for the simulator. It has the keys, so that
 // the Client does not look for them in the environment.
 func simulated(site, simulator string) settings {
-	login := "curl -sS -i '" + site + `/login' -H 'Content-Type: application/json' -d '{"username":"alice","password":"correct-horse","captchaVerifyParam":"'"$param"'"}'`
+	login := "curl -sS -i '" + site + `/login' -H 'Content-Type: application/json' -d ` +
+		`'{"username":"alice","password":"correct-horse","captchaVerifyParam":"'"$param"'"}'`
 	return settings{
 		client: alicaptcha.ClientConfig{
 			Region:          alicaptcha.International,
@@ -176,7 +178,8 @@ func simulated(site, simulator string) settings {
 		Script:      simulator + "/AliyunCaptcha.js",
 		Origins:     simulator,
 		Commands: []string{
-			"param=$(curl -sS '" + simulator + `/issue' -H 'Content-Type: application/json' -d '{"sceneId":"login"}' | sed 's/.*"captchaVerifyParam": *"\([^"]*\)".*/\1/')`,
+			"param=$(curl -sS '" + simulator + `/issue' -H 'Content-Type: application/json' -d '{"sceneId":"login"}' ` +
+				`| sed 's/.*"captchaVerifyParam": *"\([^"]*\)".*/\1/')`,
 			login,
 			login,
 		},

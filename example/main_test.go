@@ -200,7 +200,8 @@ func TestLogin(t *testing.T) {
 func TestLoginRefusesAnyOtherPairAfterTheCaptcha(t *testing.T) {
 	p := start(t, nil)
 	for _, pair := range [][2]string{
-		{"alice", "wrong"}, {"alice", ""}, {"alice", "correct-horse "}, {"bob", "correct-horse"}, {"", ""}, {"correct-horse", "alice"},
+		{"alice", "wrong"}, {"alice", ""}, {"alice", "correct-horse "},
+		{"bob", "correct-horse"}, {"", ""}, {"correct-horse", "alice"},
 	} {
 		got := p.login(t, pair[0], pair[1], p.mint(t, `{"sceneId":"login"}`))
 		require.Equal(t, http.StatusUnauthorized, got.status, "%q: %s", pair, got.body)
@@ -215,9 +216,11 @@ func TestLoginRejections(t *testing.T) {
 	p := start(t, nil)
 	login := p.value(t, "Site") + "/login"
 
-	requireRejected(t, post(t, login, "application/json", `{"username":"alice","password":"correct-horse"}`), http.StatusBadRequest, "captcha_missing")
+	none := post(t, login, "application/json", `{"username":"alice","password":"correct-horse"}`)
+	requireRejected(t, none, http.StatusBadRequest, "captcha_missing")
 	requireRejected(t, p.login(t, "alice", "correct-horse", "junk"), http.StatusBadRequest, "captcha_invalid")
-	requireRejected(t, p.login(t, "alice", "correct-horse", p.mint(t, `{"sceneId":"signup"}`)), http.StatusForbidden, "captcha_rejected")
+	foreign := p.login(t, "alice", "correct-horse", p.mint(t, `{"sceneId":"signup"}`))
+	requireRejected(t, foreign, http.StatusForbidden, "captcha_rejected")
 
 	limited := p.login(t, "alice", "correct-horse", p.mint(t, `{"sceneId":"login","code":"F010"}`))
 	requireRejected(t, limited, http.StatusTooManyRequests, "captcha_rate_limited")
@@ -232,11 +235,14 @@ func TestLoginReadsItsBodyStrictly(t *testing.T) {
 		body   string
 		status int
 	}{
-		"unknown member":      {`{` + pair + `,` + param() + `,"admin":true}`, http.StatusBadRequest},
-		"another document":    {`{` + pair + `,` + param() + `}{}`, http.StatusBadRequest},
-		"broken tail":         {`{` + param() + `,` + pair, http.StatusBadRequest},
-		"not a string":        {`{` + param() + `,"username":1}`, http.StatusBadRequest},
-		"endless":             {`{` + param() + `,"username":"` + strings.Repeat("a", maxBodyBytes) + `"}`, http.StatusRequestEntityTooLarge},
+		"unknown member":   {`{` + pair + `,` + param() + `,"admin":true}`, http.StatusBadRequest},
+		"another document": {`{` + pair + `,` + param() + `}{}`, http.StatusBadRequest},
+		"broken tail":      {`{` + param() + `,` + pair, http.StatusBadRequest},
+		"not a string":     {`{` + param() + `,"username":1}`, http.StatusBadRequest},
+		"endless": {
+			`{` + param() + `,"username":"` + strings.Repeat("a", maxBodyBytes) + `"}`,
+			http.StatusRequestEntityTooLarge,
+		},
 		"trailing whitespace": {`{` + pair + `,` + param() + "}\n", http.StatusOK},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -304,7 +310,8 @@ func TestCrossOriginFormsSpendNoVerification(t *testing.T) {
 	p := start(t, nil)
 	param := p.mint(t, `{"sceneId":"signup"}`)
 	form := url.Values{"captchaVerifyParam": {param}, "username": {"bob"}, "password": {"12345678"}}.Encode()
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.value(t, "Site")+"/signup", strings.NewReader(form))
+	signup := p.value(t, "Site") + "/signup"
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, signup, strings.NewReader(form))
 	require.NoError(t, err)
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
 	r.Header.Set("Origin", "https://elsewhere.example")
@@ -372,7 +379,9 @@ var paths = []string{"/", "/login", "/signup", "/adaptive"}
 func TestPages(t *testing.T) {
 	p := start(t, nil)
 	for _, path := range paths {
-		for language, lang := range map[string]string{"en": "en", "zh-CN,zh;q=0.9": "zh-CN", "fr": "en", strings.Repeat("zh,", 1000): "en"} {
+		for language, lang := range map[string]string{
+			"en": "en", "zh-CN,zh;q=0.9": "zh-CN", "fr": "en", strings.Repeat("zh,", 1000): "en",
+		} {
 			got := get(t, p.value(t, "Site")+path, language)
 			require.Equal(t, "text/html; charset=utf-8", got.header.Get("Content-Type"))
 			require.Equal(t, lang, got.header.Get("Content-Language"))
@@ -418,7 +427,9 @@ func TestRealService(t *testing.T) {
 	require.NotContains(t, strings.Join(p.lines, "\n"), "Simulator")
 
 	nonce := regexp.MustCompile(`nonce="([A-Z2-7]{26})"`)
-	for path, scene := range map[string][2]string{"/login": {"login", "scene-a"}, "/signup": {"signup", "scene-b"}, "/adaptive": {"login", "scene-a"}} {
+	for path, scene := range map[string][2]string{
+		"/login": {"login", "scene-a"}, "/signup": {"signup", "scene-b"}, "/adaptive": {"login", "scene-a"},
+	} {
 		page := get(t, p.value(t, "Site")+path, "en")
 		require.Contains(t, page.body, `window.AliyunCaptchaConfig = {region: "cn", prefix: "made-up-prefix"}`)
 		require.Contains(t, page.body, `data-scene="`+scene[1]+`"`)
@@ -433,7 +444,8 @@ func TestRealService(t *testing.T) {
 			differ := strings.NewReplacer(once[1], "NONCE",
 				"made-up-prefix", "PREFIX", `"simulator"`, `"PREFIX"`, `region: "cn"`, "REGION", `region: "sgp"`, "REGION",
 				`data-scene="`+scene[0]+`"`, "SCENE", `data-scene="`+scene[1]+`"`, "SCENE",
-				"https://o.alicdn.com/captcha-frontend/aliyunCaptcha/AliyunCaptcha.js", "SCRIPT", simulated.value(t, "Simulator")+"/AliyunCaptcha.js", "SCRIPT",
+				"https://o.alicdn.com/captcha-frontend/aliyunCaptcha/AliyunCaptcha.js", "SCRIPT",
+				simulated.value(t, "Simulator")+"/AliyunCaptcha.js", "SCRIPT",
 				"https://*.alicdn.com https://*.aliyuncs.com", "ORIGINS", simulated.value(t, "Simulator"), "ORIGINS")
 			return differ.Replace(r.body), differ.Replace(r.header.Get("Content-Security-Policy"))
 		}
@@ -441,7 +453,8 @@ func TestRealService(t *testing.T) {
 		otherBody, otherPolicy := same(other)
 		require.Equal(t, body, otherBody)
 		require.Equal(t, policy, otherPolicy)
-		require.Equal(t, "default-src 'self' ORIGINS; script-src 'self' 'nonce-NONCE' ORIGINS; style-src 'self' 'unsafe-inline' ORIGINS; img-src 'self' data: ORIGINS; "+
+		require.Equal(t, "default-src 'self' ORIGINS; script-src 'self' 'nonce-NONCE' ORIGINS; "+
+			"style-src 'self' 'unsafe-inline' ORIGINS; img-src 'self' data: ORIGINS; "+
 			"object-src 'none'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'", policy)
 		require.NotEqual(t, nonce.FindString(page.body), nonce.FindString(get(t, p.value(t, "Site")+path, "en").body))
 	}
@@ -452,7 +465,9 @@ func TestRealService(t *testing.T) {
 
 func (p running) adaptive(t *testing.T, username, password, param string) response {
 	t.Helper()
-	body, err := json.Marshal(loginBody{Username: username, Password: password, Param: json.RawMessage(strconv.Quote(param))})
+	body, err := json.Marshal(loginBody{
+		Username: username, Password: password, Param: json.RawMessage(strconv.Quote(param)),
+	})
 	require.NoError(t, err)
 	return post(t, p.value(t, "Site")+"/adaptive", "application/json", string(body))
 }
@@ -490,7 +505,8 @@ func TestAdaptiveAtOnce(t *testing.T) {
 	var free, asked atomic.Int32
 	for range 40 {
 		wg.Go(func() {
-			resp, err := client.Post(p.value(t, "Site")+"/adaptive", "application/json", strings.NewReader(`{"username":"alice","password":"wrong"}`))
+			guess := strings.NewReader(`{"username":"alice","password":"wrong"}`)
+			resp, err := client.Post(p.value(t, "Site")+"/adaptive", "application/json", guess)
 			if err != nil {
 				return
 			}
@@ -511,7 +527,9 @@ func TestAdaptiveAtOnce(t *testing.T) {
 // Failures are remembered for a quarter of an hour at least, and not for ever.
 func TestAdaptiveForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+		captcha, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: alicaptchatest.Passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+		})
 		require.NoError(t, err)
 		h := captcha.Deferred(http.HandlerFunc(newAdaptive().handle))
 		guess := func() int {
@@ -539,12 +557,15 @@ func TestAdaptiveAcrossTheBoundary(t *testing.T) {
 			time.Sleep(time.Second)
 			return alicaptcha.Result{Code: alicaptcha.F001}, nil
 		})
-		captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: slow, SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+		captcha, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: slow, SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+		})
 		require.NoError(t, err)
 		h := captcha.Deferred(http.HandlerFunc(newAdaptive().handle))
 		guess := func(username, param string) int {
 			w := httptest.NewRecorder()
-			r := httptest.NewRequest("POST", "/adaptive", strings.NewReader(`{"captchaVerifyParam":"`+param+`","username":"`+username+`","password":"wrong"}`))
+			body := `{"captchaVerifyParam":"` + param + `","username":"` + username + `","password":"wrong"}`
+			r := httptest.NewRequest("POST", "/adaptive", strings.NewReader(body))
 			r.Header.Set("Content-Type", "application/json")
 			h.ServeHTTP(w, r)
 			return w.Code
@@ -614,7 +635,9 @@ func TestStartFailures(t *testing.T) {
 	freed := free.Addr().String()
 	require.NoError(t, free.Close())
 
-	half := map[string]string{"CAPTCHA_PREFIX": "p", "CAPTCHA_REGION": "cn", "ALIBABA_CLOUD_ACCESS_KEY_ID": "id", "CAPTCHA_SCENE_SIGNUP": "s"}
+	half := map[string]string{
+		"CAPTCHA_PREFIX": "p", "CAPTCHA_REGION": "cn", "ALIBABA_CLOUD_ACCESS_KEY_ID": "id", "CAPTCHA_SCENE_SIGNUP": "s",
+	}
 	elsewhere := map[string]string{"CAPTCHA_REGION": "moon"}
 	for name, value := range realEnv {
 		if elsewhere[name] == "" {
@@ -633,8 +656,11 @@ func TestStartFailures(t *testing.T) {
 		"bad address":             {[]string{"-addr", "nowhere"}, nil, 1, "missing port"},
 		"bad flag":                {[]string{"-nonsense"}, nil, 2, "-nonsense"},
 		"argument":                {[]string{"nonsense"}, nil, 2, "nonsense"},
-		"half an environment":     {anyPort, half, 1, "missing: ALIBABA_CLOUD_ACCESS_KEY_SECRET, CAPTCHA_SCENE_LOGIN (without any"},
-		"unknown region":          {anyPort, elsewhere, 1, "Region"},
+		"half an environment": {
+			anyPort, half, 1,
+			"missing: ALIBABA_CLOUD_ACCESS_KEY_SECRET, CAPTCHA_SCENE_LOGIN (without any",
+		},
+		"unknown region": {anyPort, elsewhere, 1, "Region"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
