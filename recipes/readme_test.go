@@ -13,7 +13,8 @@ import (
 // Each piece of Go in the README stands word by word in a file that the
 // compiler has seen.
 func TestReadme(t *testing.T) {
-	out, err := exec.Command("go", "list", "-f", `{{$dir := .Dir}}{{range .GoFiles}}{{$dir}}/{{.}}{{"\n"}}{{end}}`, "./...").Output()
+	const files = `{{$dir := .Dir}}{{range .GoFiles}}{{$dir}}/{{.}}{{"\n"}}{{end}}`
+	out, err := exec.Command("go", "list", "-f", files, "./...").Output()
 	require.NoError(t, err)
 	var sources []string
 	for name := range strings.Lines(string(out)) {

@@ -101,7 +101,8 @@ func TestTimeout(t *testing.T) {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0) // the 504 is a superfluous WriteHeader
 	server.Start()
 	defer server.Close()
-	req, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+"/login", strings.NewReader(gatetest.JSON("alice", service.Param(t))))
+	body := strings.NewReader(gatetest.JSON("alice", service.Param(t)))
+	req, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+"/login", body)
 	require.NoError(t, err)
 	req.Header.Set("Content-Type", "application/json")
 	gatetest.RequireRejected(t, gatetest.Do(t, req), 503, "captcha_unavailable")

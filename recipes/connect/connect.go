@@ -19,7 +19,9 @@ import (
 // NewGate returns a gate for RPCs, whose rejections are errors of the client's
 // protocol. The param comes in the metadata only: the body may be protobuf, and
 // in gRPC it never is plain JSON.
-func NewGate(verifier alicaptcha.Verifier, sceneID string, opts ...connect.HandlerOption) (*alicaptcha.Middleware, error) {
+func NewGate(
+	verifier alicaptcha.Verifier, sceneID string, opts ...connect.HandlerOption,
+) (*alicaptcha.Middleware, error) {
 	return alicaptcha.New(alicaptcha.Config{
 		Verifier:   verifier,
 		SceneID:    sceneID,

@@ -38,9 +38,10 @@ type users struct {
 func (u *users) handler(opts ...connect.HandlerOption) http.Handler {
 	loginHandler := connect.NewUnaryHandler(login, u.login, opts...)
 	signupHandler := connect.NewUnaryHandler(signup, u.signup, opts...)
-	statusHandler := connect.NewUnaryHandler(status, func(context.Context, *connect.Request[text]) (*connect.Response[text], error) {
+	up := func(context.Context, *connect.Request[text]) (*connect.Response[text], error) {
 		return connect.NewResponse(wrapperspb.String("up")), nil
-	}, opts...)
+	}
+	statusHandler := connect.NewUnaryHandler(status, up, opts...)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case login:
@@ -152,10 +153,13 @@ func TestProtocols(t *testing.T) {
 			require.NoError(t, call(login, "alice", param))
 			requireError(t, call(login, "alice", param), connect.CodePermissionDenied, "captcha_expired", "true", 0)
 			requireError(t, call(login, "alice", issue("F009")), connect.CodePermissionDenied, "captcha_rejected", "false", 0)
-			requireError(t, call(login, "alice", issue("F010")), connect.CodeResourceExhausted, "captcha_rate_limited", "false", time.Minute)
-			requireError(t, call(login, "alice", strings.Repeat("x", 33<<10)), connect.CodeInvalidArgument, "captcha_invalid", "false", 0)
+			requireError(t, call(login, "alice", issue("F010")),
+				connect.CodeResourceExhausted, "captcha_rate_limited", "false", time.Minute)
+			requireError(t, call(login, "alice", strings.Repeat("x", 33<<10)),
+				connect.CodeInvalidArgument, "captcha_invalid", "false", 0)
 			require.NoError(t, service.SetFaults(alicaptchatest.Faults{Status: 500}))
-			requireError(t, call(login, "alice", issue("T001")), connect.CodeUnavailable, "captcha_unavailable", "true", 5*time.Second)
+			requireError(t, call(login, "alice", issue("T001")),
+				connect.CodeUnavailable, "captcha_unavailable", "true", 5*time.Second)
 			require.NoError(t, service.SetFaults(alicaptchatest.Faults{}))
 			require.Equal(t, []string{"alice"}, u.logins)
 			require.True(t, u.outcomes[0].Verified)
@@ -194,7 +198,9 @@ func TestOtherClients(t *testing.T) {
 	alicaptchatest.AssertProtected(t, h, "POST "+login)
 
 	// Also at the root, where a mux does not look at the path.
-	for _, path := range []string{"/acme.v1.UserService%2FLogin", "/acme.v1.UserService/%4Cogin", "//acme.v1.UserService/Login", login + "/"} {
+	for _, path := range []string{
+		"/acme.v1.UserService%2FLogin", "/acme.v1.UserService/%4Cogin", "//acme.v1.UserService/Login", login + "/",
+	} {
 		gatetest.Send(t, h, "POST", path, "application/json", `"alice"`)
 		require.Empty(t, u.logins, path)
 	}

@@ -60,7 +60,8 @@ func TestBodyLimitOutside(t *testing.T) {
 	param := service.Param(t)
 	paramLast := `{"padding":"` + strings.Repeat("x", 1000) + `","captchaVerifyParam":"` + param + `"}`
 
-	require.Equal(t, http.StatusRequestEntityTooLarge, gatetest.Send(t, e, "POST", "/login", typeJSON, gatetest.JSON("alice", param)).Status)
+	answer := gatetest.Send(t, e, "POST", "/login", typeJSON, gatetest.JSON("alice", param))
+	require.Equal(t, http.StatusRequestEntityTooLarge, answer.Status)
 	require.Empty(t, service.Outcomes)
 
 	// Echo's error is not an *http.MaxBytesError: 400 instead of 413.

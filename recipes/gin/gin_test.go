@@ -91,7 +91,8 @@ func TestContext(t *testing.T) {
 			_, byGin = alicaptcha.FromContext(c)
 			_, byRequest = alicaptcha.FromContext(c.Request.Context())
 		})
-		require.Equal(t, http.StatusOK, gatetest.Send(t, r, "POST", "/login", typeJSON, gatetest.JSON("alice", service.Param(t))).Status)
+		answer := gatetest.Send(t, r, "POST", "/login", typeJSON, gatetest.JSON("alice", service.Param(t)))
+		require.Equal(t, http.StatusOK, answer.Status)
 		require.True(t, byRequest)
 		require.Equal(t, fallback, byGin)
 	}
@@ -138,10 +139,13 @@ func TestChainAndStatus(t *testing.T) {
 	r.POST("/login", recipe.Gate(captcha.Handler), count)
 	r.POST("/signup", recipe.Gate(captcha.Deferred), recipe.Signup(func(string) {}), count)
 
-	gatetest.RequireRejected(t, gatetest.Send(t, r, "POST", "/login", typeJSON, gatetest.JSON("bob", "")), 400, "captcha_missing")
-	gatetest.RequireRejected(t, gatetest.Send(t, r, "POST", "/signup", typeJSON, gatetest.JSON("bob", "")), 400, "captcha_missing")
+	answer := gatetest.Send(t, r, "POST", "/login", typeJSON, gatetest.JSON("bob", ""))
+	gatetest.RequireRejected(t, answer, 400, "captcha_missing")
+	answer = gatetest.Send(t, r, "POST", "/signup", typeJSON, gatetest.JSON("bob", ""))
+	gatetest.RequireRejected(t, answer, 400, "captcha_missing")
 	require.Zero(t, after)
-	require.Equal(t, http.StatusCreated, gatetest.Send(t, r, "POST", "/signup", typeJSON, gatetest.JSON("bob", service.Param(t))).Status)
+	answer = gatetest.Send(t, r, "POST", "/signup", typeJSON, gatetest.JSON("bob", service.Param(t)))
+	require.Equal(t, http.StatusCreated, answer.Status)
 	require.Equal(t, 1, after)
 	require.Equal(t, []int{400, 400, 201}, statuses)
 }

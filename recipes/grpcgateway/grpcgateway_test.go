@@ -36,7 +36,8 @@ func TestMux(t *testing.T) {
 
 func handle(t *testing.T, mux *runtime.ServeMux, method, pattern string, h http.HandlerFunc) {
 	t.Helper()
-	require.NoError(t, mux.HandlePath(method, pattern, func(w http.ResponseWriter, r *http.Request, _ map[string]string) { h(w, r) }))
+	withoutParams := func(w http.ResponseWriter, r *http.Request, _ map[string]string) { h(w, r) }
+	require.NoError(t, mux.HandlePath(method, pattern, withoutParams))
 }
 
 // etcd's Auth is a login with generated code for gRPC and for the gateway.
@@ -50,7 +51,9 @@ type auth struct {
 	outcome  alicaptcha.Outcome
 }
 
-func (a *auth) Authenticate(ctx context.Context, req *etcdserverpb.AuthenticateRequest) (*etcdserverpb.AuthenticateResponse, error) {
+func (a *auth) Authenticate(
+	ctx context.Context, req *etcdserverpb.AuthenticateRequest,
+) (*etcdserverpb.AuthenticateResponse, error) {
 	a.calls++
 	a.received = req
 	a.metadata, _ = metadata.FromIncomingContext(ctx)
@@ -104,7 +107,8 @@ func sendHeader(t *testing.T, h http.Handler, param string) gatetest.Answer {
 	t.Helper()
 	server := httptest.NewServer(h)
 	defer server.Close()
-	r, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+authenticate, strings.NewReader(`{"name":"alice","password":"secret"}`))
+	body := strings.NewReader(`{"name":"alice","password":"secret"}`)
+	r, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+authenticate, body)
 	require.NoError(t, err)
 	r.Header.Set("Captcha-Verify-Param", param)
 	r.Header.Set("Content-Type", "application/json")
@@ -125,7 +129,8 @@ func TestGeneratedService(t *testing.T) {
 	require.Equal(t, "alice", a.received.Name)
 	require.Equal(t, "secret", a.received.Password)
 	require.NotContains(t, a.log(t), param)
-	gatetest.RequireRejected(t, gatetest.Send(t, mux, "POST", authenticate, "application/json", inBody(param)), 403, "captcha_expired")
+	again := gatetest.Send(t, mux, "POST", authenticate, "application/json", inBody(param))
+	gatetest.RequireRejected(t, again, 403, "captcha_expired")
 
 	param = service.Param(t)
 	require.Equal(t, http.StatusOK, sendHeader(t, mux, param).Status)
@@ -133,7 +138,8 @@ func TestGeneratedService(t *testing.T) {
 	require.NotContains(t, a.log(t), param)
 
 	alicaptchatest.AssertProtected(t, mux, "POST "+authenticate)
-	require.Equal(t, http.StatusOK, gatetest.Send(t, mux, "POST", "/v3/auth/status", "application/json", "{}").Status, "another binding")
+	other := gatetest.Send(t, mux, "POST", "/v3/auth/status", "application/json", "{}")
+	require.Equal(t, http.StatusOK, other.Status, "another binding")
 	require.Equal(t, 2, a.calls)
 }
 
@@ -156,7 +162,8 @@ func TestStrictMarshaler(t *testing.T) {
 
 	discarding := &runtime.JSONPb{UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true}}
 	mux = start(t, &a, service.Gate(t), runtime.WithMarshalerOption(runtime.MIMEWildcard, discarding))
-	require.Equal(t, http.StatusOK, gatetest.Send(t, mux, "POST", authenticate, "application/json", inBody(service.Param(t))).Status)
+	answer = gatetest.Send(t, mux, "POST", authenticate, "application/json", inBody(service.Param(t)))
+	require.Equal(t, http.StatusOK, answer.Status)
 }
 
 // A matcher that forwards every header tells the backend the param. One that
@@ -173,7 +180,8 @@ func TestHeaderMatcher(t *testing.T) {
 	mux := start(t, &a, service.Gate(t), runtime.WithIncomingHeaderMatcher(grpcgateway.ForwardHeaders))
 	server := httptest.NewServer(mux)
 	defer server.Close()
-	r, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+authenticate, strings.NewReader(`{"name":"alice"}`))
+	body := strings.NewReader(`{"name":"alice"}`)
+	r, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+authenticate, body)
 	require.NoError(t, err)
 	r.Header.Set("Captcha-Verify-Param", param)
 	r.Header.Set("X-Request-Id", "17")
@@ -201,7 +209,8 @@ func TestNoWayRound(t *testing.T) {
 	open := start(t, &a, nil)
 	before.Handle(authenticate, service.Gate(t).Handler(open))
 	before.Handle("/", open)
-	gatetest.RequireRejected(t, gatetest.Send(t, before, "POST", authenticate, "application/json", `{"name":"alice"}`), 400, "captcha_missing")
+	answer := gatetest.Send(t, before, "POST", authenticate, "application/json", `{"name":"alice"}`)
+	gatetest.RequireRejected(t, answer, 400, "captcha_missing")
 	require.Zero(t, a.calls)
 	gatetest.Send(t, before, "POST", "/v3%2Fauth/authenticate", "application/json", `{"name":"alice"}`)
 	require.Equal(t, 1, a.calls, "this is why the gate stands behind the gateway's routing")

@@ -64,11 +64,12 @@ func TestMaxBytesHandlerOutside(t *testing.T) {
 	param := service.Param(t)
 	paramLast := `{"padding":"` + strings.Repeat("x", 1000) + `","captchaVerifyParam":"` + param + `"}`
 
-	gatetest.RequireRejected(t, gatetest.Send(t, h, "POST", "/login", "application/json", paramLast), 413, "captcha_invalid")
+	a := gatetest.Send(t, h, "POST", "/login", "application/json", paramLast)
+	gatetest.RequireRejected(t, a, 413, "captcha_invalid")
 	require.Zero(t, service.Count())
 
 	// With the param in front the gate passes, and the handler's reading fails.
-	a := gatetest.Send(t, h, "POST", "/login", "application/json", gatetest.JSON("alice", param))
+	a = gatetest.Send(t, h, "POST", "/login", "application/json", gatetest.JSON("alice", param))
 	require.Equal(t, http.StatusRequestEntityTooLarge, a.Status)
 	require.Equal(t, "unreadable\n", a.Body)
 	require.Equal(t, 1, service.Count(), "the param is spent")
