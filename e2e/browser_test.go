@@ -63,7 +63,8 @@ func run(m *testing.M) int {
 		return 1
 	}
 
-	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]), chromedp.ExecPath(path), chromedp.Flag("no-proxy-server", true))
+	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
+		chromedp.ExecPath(path), chromedp.Flag("no-proxy-server", true))
 	if os.Geteuid() == 0 {
 		options = append(options, chromedp.NoSandbox) // Chromium has none for root
 	}
@@ -159,11 +160,13 @@ func newWindow(t *testing.T, w window) *person {
 	if w.blockedScript {
 		blocked = append(blocked, &network.BlockPattern{URLPattern: "*://*:*/AliyunCaptcha.js", Block: true})
 	}
+	media := []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}
+	headers := network.Headers{"Accept-Language": w.language}
 	p.do(chromedp.EmulateViewport(w.width, 800, viewport...),
-		call(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}}}),
+		call(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: media}),
 		call(emulation.SetScriptExecutionDisabled, emulation.SetScriptExecutionDisabledParams{Value: w.noJS}),
 		call(network.Enable, network.EnableParams{}),
-		call(network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: network.Headers{"Accept-Language": w.language}}),
+		call(network.SetExtraHTTPHeaders, network.SetExtraHTTPHeadersParams{Headers: headers}),
 		call(network.SetBlockedURLs, network.SetBlockedURLsParams{URLPatterns: blocked}))
 	return p
 }
@@ -188,7 +191,8 @@ func (p *person) listen(messages iter.Seq2[chromedp.ConsoleMessage, error]) {
 		if err != nil {
 			return // the window is closed
 		}
-		if m.Source != "network" && (m.IsException() || m.Type == chromedp.ConsoleError || m.Type == chromedp.ConsoleWarning) {
+		complains := m.IsException() || m.Type == chromedp.ConsoleError || m.Type == chromedp.ConsoleWarning
+		if m.Source != "network" && complains {
 			p.mu.Lock()
 			p.console = append(p.console, m.Source+" "+m.String())
 			p.mu.Unlock()
@@ -208,7 +212,8 @@ func (p *person) complaints() []string {
 
 func (p *person) checkConsole() {
 	for _, line := range p.complaints() {
-		require.True(p.t, slices.ContainsFunc(p.allowed, func(text string) bool { return strings.Contains(line, text) }), "in the console: %s", line)
+		expected := slices.ContainsFunc(p.allowed, func(text string) bool { return strings.Contains(line, text) })
+		require.True(p.t, expected, "in the console: %s", line)
 	}
 }
 
@@ -241,7 +246,8 @@ func (p *person) sees(text string) {
 		v, _ := chromedp.Run(p.ctx, chromedp.Evaluate[string](`document.body?.innerText ?? ""`))
 		return v
 	}
-	require.Eventually(p.t, func() bool { return strings.Contains(seen(), text) }, 20*time.Second, 20*time.Millisecond, "%q is not to be seen", text)
+	require.Eventually(p.t, func() bool { return strings.Contains(seen(), text) },
+		20*time.Second, 20*time.Millisecond, "%q is not to be seen", text)
 }
 
 func (p *person) types(id, text string) {
@@ -281,7 +287,8 @@ type rect struct{ Left, Top, Width, Height float64 }
 func (p *person) slider() rect {
 	p.t.Helper()
 	p.until(widget + `.querySelector("input:enabled")?.checkVisibility()`)
-	return eval[rect](p, `(({left, top, width, height}) => ({Left: left, Top: top, Width: width, Height: height}))(`+widget+`.querySelector("input").getBoundingClientRect())`)
+	return eval[rect](p, `(({left, top, width, height}) => ({Left: left, Top: top, Width: width, Height: height}))(`+
+		widget+`.querySelector("input").getBoundingClientRect())`)
 }
 
 const thumb = 44 // px, its width
@@ -294,9 +301,12 @@ func (p *person) drags(part float64) {
 	p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, x, y),
 		chromedp.MouseEvent(input.DispatchMouseEventTypeMousePressed, x, y, chromedp.ButtonLeft, chromedp.ClickCount(1)))
 	for i := range 10 {
-		p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, x+(r.Width-thumb)*part*float64(i+1)/10, y, chromedp.ButtonLeft))
+		to := x + (r.Width-thumb)*part*float64(i+1)/10
+		p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseMoved, to, y, chromedp.ButtonLeft))
 	}
-	p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseReleased, x+(r.Width-thumb)*part, y, chromedp.ButtonLeft, chromedp.ClickCount(1)))
+	end := x + (r.Width-thumb)*part
+	p.do(chromedp.MouseEvent(input.DispatchMouseEventTypeMouseReleased, end, y,
+		chromedp.ButtonLeft, chromedp.ClickCount(1)))
 }
 
 // swipes moves the slider to its end with a finger.
@@ -304,7 +314,9 @@ func (p *person) swipes() {
 	p.t.Helper()
 	r := p.slider()
 	touch := func(kind input.DispatchTouchEventType, points ...*input.TouchPoint) {
-		p.do(call(input.DispatchTouchEvent, input.DispatchTouchEventParams{Type: kind, TouchPoints: append([]*input.TouchPoint{}, points...)}))
+		p.do(call(input.DispatchTouchEvent, input.DispatchTouchEventParams{
+			Type: kind, TouchPoints: append([]*input.TouchPoint{}, points...),
+		}))
 	}
 	at := func(part float64) *input.TouchPoint {
 		return &input.TouchPoint{X: r.Left + thumb/2 + (r.Width-thumb)*part, Y: r.Top + r.Height/2}
@@ -333,7 +345,8 @@ var audit string
 func (p *person) looks(name string) {
 	p.t.Helper()
 	// Transitions and late fonts have settled when nothing changes for two frames.
-	eval[bool](p, `document.fonts.ready.then(() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(true)))))`)
+	eval[bool](p, `document.fonts.ready.then(() => new Promise((done) => `+
+		`requestAnimationFrame(() => requestAnimationFrame(() => done(true)))))`)
 	p.picture(name)
 	require.Empty(p.t, eval[[]string](p, audit), name)
 }

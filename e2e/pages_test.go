@@ -98,7 +98,8 @@ func TestWrongPasswordThenAgain(t *testing.T) {
 	p := newPerson(t, window{width: 360})
 	p.open("/login")
 	p.until(`typeof captcha === "object"`)
-	eval[bool](p, `(window.refresh = captcha.refresh, captcha.refresh = () => { window.refreshed = true; refresh(); }, true)`)
+	eval[bool](p, `(window.refresh = captcha.refresh, `+
+		`captcha.refresh = () => { window.refreshed = true; refresh(); }, true)`)
 	p.logsIn("alice", "wrong")
 	p.drags(1)
 	p.sees("Wrong username or password.")
@@ -143,13 +144,34 @@ func TestRejections(t *testing.T) {
 		again                  bool
 		wait                   bool
 	}{
-		{"F001", "The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。", true, false},
-		{"F003", "The captcha could not be read. Please solve a new one.", "无法识别验证码。请重新完成验证。", true, false},
-		{"F019", "The captcha has expired or was used already. Please solve a new one.", "验证码已过期或已被使用。请重新完成验证。", true, false},
-		{"F009", "The captcha was not passed. Trying again will not help.", "验证码未通过。重试也无法通过。", false, false},
-		{"F010", "There were too many attempts. You can try again in 60 s.", "尝试次数过多。请在 60 秒后重试。", false, true},
-		{"F005", "The captcha cannot be checked right now. Please try again later.", "暂时无法校验验证码。请稍后再试。", false, false},
-		{"T005", "The captcha cannot be checked right now. Please try again later.", "暂时无法校验验证码。请稍后再试。", false, false},
+		{
+			"F001", "The captcha was not passed. Please solve a new one.",
+			"验证码未通过。请重新完成验证。", true, false,
+		},
+		{
+			"F003", "The captcha could not be read. Please solve a new one.",
+			"无法识别验证码。请重新完成验证。", true, false,
+		},
+		{
+			"F019", "The captcha has expired or was used already. Please solve a new one.",
+			"验证码已过期或已被使用。请重新完成验证。", true, false,
+		},
+		{
+			"F009", "The captcha was not passed. Trying again will not help.",
+			"验证码未通过。重试也无法通过。", false, false,
+		},
+		{
+			"F010", "There were too many attempts. You can try again in 60 s.",
+			"尝试次数过多。请在 60 秒后重试。", false, true,
+		},
+		{
+			"F005", "The captcha cannot be checked right now. Please try again later.",
+			"暂时无法校验验证码。请稍后再试。", false, false,
+		},
+		{
+			"T005", "The captcha cannot be checked right now. Please try again later.",
+			"暂时无法校验验证码。请稍后再试。", false, false,
+		},
 	} {
 		for _, language := range []string{"en", "zh"} {
 			t.Run(row.code+" "+language, func(t *testing.T) {
@@ -172,7 +194,8 @@ func TestRejections(t *testing.T) {
 					p.sees(words)
 				}
 				p.looks("rejected-" + row.code + "-" + language)
-				require.Empty(t, eval[string](p, opened+` ? "open" : ""`), "a challenge that does not help, or a second one by itself")
+				require.Empty(t, eval[string](p, opened+` ? "open" : ""`),
+					"a challenge that does not help, or a second one by itself")
 
 				p.faults(`{}`)
 				p.submits()
@@ -290,9 +313,12 @@ func TestSignup(t *testing.T) {
 			p.drags(1)
 			p.sees("The password must have 8 characters or more.")
 			p.looks(fmt.Sprint("signup-invalid-", width))
-			p.until(`document.activeElement === form.password && form.password.getAttribute("aria-invalid") === "true" && form.password.getAttribute("aria-describedby") === "message"`)
+			p.until(`document.activeElement === form.password && ` +
+				`form.password.getAttribute("aria-invalid") === "true" && ` +
+				`form.password.getAttribute("aria-describedby") === "message"`)
 			require.True(t, eval[bool](p, `!form.username.hasAttribute("aria-invalid")`))
-			require.Equal(t, "bob & co bob@example.com ", eval[string](p, `form.username.value + " " + form.email.value + " " + form.password.value`))
+			require.Equal(t, "bob & co bob@example.com ",
+				eval[string](p, `form.username.value + " " + form.email.value + " " + form.password.value`))
 			p.until(`typeof captcha === "object"`)
 			p.types("password", "long-enough")
 			p.submits()
@@ -310,7 +336,10 @@ func TestSignupRejected(t *testing.T) {
 		code, words, back string
 	}{
 		{window{}, "F001", "The captcha was not passed. Please solve a new one.", "Go back"},
-		{window{width: 360, dark: true, language: "zh-CN"}, "F010", "尝试次数过多。请在 60 秒后重试。", "返回"},
+		{
+			window{width: 360, dark: true, language: "zh-CN"},
+			"F010", "尝试次数过多。请在 60 秒后重试。", "返回",
+		},
 	} {
 		t.Run(row.code, func(t *testing.T) {
 			t.Parallel()
@@ -351,7 +380,8 @@ func TestWithoutJavaScript(t *testing.T) {
 			p.open(path)
 			require.Contains(t, text(), "This form needs JavaScript: the captcha does not work without it.")
 			p.picture("without-javascript" + strings.ReplaceAll(path, "/", "-"))
-			p.do(chromedp.SendKeys(chromedp.CSS("#username"), "bob"), chromedp.SendKeys(chromedp.CSS("#password"), "long-enough"+kb.Enter))
+			p.do(chromedp.SendKeys(chromedp.CSS("#username"), "bob"),
+				chromedp.SendKeys(chromedp.CSS("#password"), "long-enough"+kb.Enter))
 			p.do(chromedp.WaitVisible(chromedp.CSS("main [role=alert]")))
 			p.do(chromedp.WaitNotPresent(chromedp.CSS("form")))
 			require.Contains(t, text(), "The captcha needs JavaScript. Please switch it on.")
@@ -396,7 +426,8 @@ func TestTooManyRequests(t *testing.T) {
 	p := newPerson(t, window{})
 	p.open("/login")
 	p.until(`typeof captcha === "object"`)
-	statuses := eval[[]int](p, `Promise.all(Array.from({length: 60}, () => fetch("/login", {method: "POST", headers: {"Content-Type": "application/json"}, body: "{}"}).then((r) => r.status)))`)
+	statuses := eval[[]int](p, `Promise.all(Array.from({length: 60}, () => fetch("/login", {method: "POST", `+
+		`headers: {"Content-Type": "application/json"}, body: "{}"}).then((r) => r.status)))`)
 	for _, status := range statuses {
 		require.Equal(t, 400, status)
 	}

@@ -43,7 +43,8 @@ func serve(t *testing.T, w window, page string) *person {
 		fmt.Fprint(w, `<!doctype html><html lang="en"><title>Home</title><h1>You are in</h1>`)
 	})
 	mux.HandleFunc("GET /page", func(w http.ResponseWriter, _ *http.Request) {
-		fmt.Fprint(w, `<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>Login</title><link rel="icon" href="data:,"><h1>Log in</h1>`+page)
+		fmt.Fprint(w, `<!doctype html><html lang="en"><meta name="viewport" content="width=device-width">`+
+			`<title>Login</title><link rel="icon" href="data:,"><h1>Log in</h1>`+page)
 	})
 	mux.Handle("POST /login", captcha.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		var in struct{ Username, Password string }
@@ -60,7 +61,9 @@ func serve(t *testing.T, w window, page string) *person {
 func (p *person) entersAndSubmits(password string) {
 	p.t.Helper()
 	p.until(`typeof initAliyunCaptcha === "function" && document.querySelector("#captcha-element > div")`)
-	eval[bool](p, `(document.querySelector("[name=username]").value = "alice", document.querySelector("[name=password]").value = "`+password+`", document.querySelector("form > button:last-of-type").click(), true)`)
+	eval[bool](p, `(document.querySelector("[name=username]").value = "alice", `+
+		`document.querySelector("[name=password]").value = "`+password+`", `+
+		`document.querySelector("form > button:last-of-type").click(), true)`)
 }
 
 // The README's page works as it stands there.
@@ -83,11 +86,13 @@ func TestReadmePage(t *testing.T) {
 			p.sees("The captcha has expired or was used already. Please solve a new one.")
 
 			// What is neither a rejection nor a wrong password is not called one.
-			eval[bool](p, `(window.fetchBefore = fetch, fetch = (url, ...rest) => url === "/login" ? Promise.resolve(new Response("oops", {status: 500})) : fetchBefore(url, ...rest), true)`)
+			eval[bool](p, `(window.fetchBefore = fetch, fetch = (url, ...rest) => url === "/login" `+
+				`? Promise.resolve(new Response("oops", {status: 500})) : fetchBefore(url, ...rest), true)`)
 			p.entersAndSubmits("correct-horse")
 			p.drags(1)
 			p.sees("Something went wrong. Please try again.")
-			eval[bool](p, `(fetch = (url, ...rest) => url === "/login" ? Promise.reject(new Error("offline")) : fetchBefore(url, ...rest), true)`)
+			eval[bool](p, `(fetch = (url, ...rest) => url === "/login" `+
+				`? Promise.reject(new Error("offline")) : fetchBefore(url, ...rest), true)`)
 			p.entersAndSubmits("correct-horse")
 			p.drags(1)
 			p.sees("The site cannot be reached. Please try again.")
@@ -156,11 +161,12 @@ func TestReadmeV2(t *testing.T) {
 func TestV2WithoutAnAnswer(t *testing.T) {
 	t.Parallel()
 	for name, callback := range map[string]string{
-		"returns nothing": `captchaVerifyCallback(param) { attempt(param).then(() => ({captchaResult: true, bizResult: true})); }`,
-		"returns a text":  `captchaVerifyCallback: () => "true"`,
-		"throws":          `captchaVerifyCallback: () => { throw new Error("mine"); }`,
-		"rejects":         `captchaVerifyCallback: () => Promise.reject(new Error("mine"))`,
-		"says yes":        `captchaVerifyCallback: () => ({captchaResult: "yes"})`,
+		"returns nothing": `captchaVerifyCallback(param) { ` +
+			`attempt(param).then(() => ({captchaResult: true, bizResult: true})); }`,
+		"returns a text": `captchaVerifyCallback: () => "true"`,
+		"throws":         `captchaVerifyCallback: () => { throw new Error("mine"); }`,
+		"rejects":        `captchaVerifyCallback: () => Promise.reject(new Error("mine"))`,
+		"says yes":       `captchaVerifyCallback: () => ({captchaResult: "yes"})`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -183,7 +189,8 @@ func TestV2WithoutAnAnswer(t *testing.T) {
 // when the button is pressed.
 func TestEmbedded(t *testing.T) {
 	t.Parallel()
-	const options = `SceneId: "your-scene", mode: "embed", element: "#captcha-element", button: "#captcha-button", language: "cn",
+	const options = `SceneId: "your-scene", mode: "embed", element: "#captcha-element", button: "#captcha-button", ` +
+		`language: "cn",
 		getInstance: (instance) => { captcha = instance; },`
 	t.Run("V3", func(t *testing.T) {
 		t.Parallel()
@@ -206,7 +213,8 @@ func TestEmbedded(t *testing.T) {
 	t.Run("V2", func(t *testing.T) {
 		t.Parallel()
 		p := serve(t, window{}, withScript(t, `let captcha, params = [], results = [];
-			initAliyunCaptcha({`+options+` captchaVerifyCallback(param) { params.push(param); return {captchaResult: params.length > 1, bizResult: 7}; },
+			initAliyunCaptcha({`+options+` captchaVerifyCallback(param) { params.push(param); `+
+			`return {captchaResult: params.length > 1, bizResult: 7}; },
 				onBizResultCallback: (result) => results.push(result)});`))
 		p.open("/page")
 		p.drags(1)
@@ -229,14 +237,16 @@ func TestWidgetRefuses(t *testing.T) {
 	t.Parallel()
 	const rest = `element: "#captcha-element", button: "#captcha-button"`
 	for why, options := range map[string]string{
-		"SceneId is missing":               `mode: "popup", success() {}, ` + rest,
-		`mode must be "popup" or "embed"`:  `SceneId: "login", success() {}, ` + rest,
-		"success is missing (V3)":          `SceneId: "login", mode: "popup", ` + rest,
-		"element and button must be those": `SceneId: "login", mode: "popup", success() {}, element: "#captcha-element", button: "#nobody"`,
+		"SceneId is missing":              `mode: "popup", success() {}, ` + rest,
+		`mode must be "popup" or "embed"`: `SceneId: "login", success() {}, ` + rest,
+		"success is missing (V3)":         `SceneId: "login", mode: "popup", ` + rest,
+		"element and button must be those": `SceneId: "login", mode: "popup", success() {}, ` +
+			`element: "#captcha-element", button: "#nobody"`,
 	} {
 		t.Run(why, func(t *testing.T) {
 			t.Parallel()
-			p := serve(t, window{}, withScript(t, `let error; initAliyunCaptcha({onError: (e) => { error = e; }, `+options+`});`))
+			p := serve(t, window{},
+				withScript(t, `let error; initAliyunCaptcha({onError: (e) => { error = e; }, `+options+`});`))
 			p.allow("AliyunCaptcha.js (simulator): " + why)
 			p.open("/page")
 			p.until("error")

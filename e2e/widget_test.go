@@ -23,7 +23,8 @@ func (p *person) widgets(initialize string) {
 // issues returns a param, as the widget gets one.
 func (p *person) issues(scene string) string {
 	p.t.Helper()
-	return eval[string](p, `fetch("`+p.simulator+`/issue", {method: "POST", body: '{"sceneId":"`+scene+`"}'}).then((r) => r.json()).then((a) => a.captchaVerifyParam)`)
+	return eval[string](p, `fetch("`+p.simulator+`/issue", {method: "POST", body: '{"sceneId":"`+scene+`"}'})`+
+		`.then((r) => r.json()).then((a) => a.captchaVerifyParam)`)
 }
 
 func (p *person) fills() {
@@ -65,10 +66,11 @@ func TestBrokenWidgets(t *testing.T) {
 	t.Parallel()
 	const notLoaded = "The captcha could not be loaded. Please check your connection and reload the page."
 	for name, widget := range map[string]string{
-		"throws":                  `() => { throw new Error("broken widget"); }`,
-		"is not there":            `undefined`,
-		"has an error at once":    `({onError}) => onError({code: "broken widget"})`,
-		"has an error when asked": `({getInstance, onError, button}) => { getInstance({}); document.querySelector(button).addEventListener("click", () => onError({code: "broken widget"})); }`,
+		"throws":               `() => { throw new Error("broken widget"); }`,
+		"is not there":         `undefined`,
+		"has an error at once": `({onError}) => onError({code: "broken widget"})`,
+		"has an error when asked": `({getInstance, onError, button}) => { getInstance({}); ` +
+			`document.querySelector(button).addEventListener("click", () => onError({code: "broken widget"})); }`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -104,7 +106,8 @@ func TestBrokenWidgets(t *testing.T) {
 	t.Run("has no refresh", func(t *testing.T) {
 		t.Parallel()
 		p := newPerson(t, window{})
-		p.widgets(`({getInstance, success, button}) => { getInstance({}); document.querySelector(button).addEventListener("click", () => success(window.param)); }`)
+		p.widgets(`({getInstance, success, button}) => { getInstance({}); ` +
+			`document.querySelector(button).addEventListener("click", () => success(window.param)); }`)
 		p.open("/login")
 		p.until(`captcha`)
 		p.fills()
@@ -121,8 +124,10 @@ func TestAnswerThatIsNoJSON(t *testing.T) {
 	p.allow("is not valid JSON")
 	p.open("/login")
 	p.until(`typeof captcha === "object"`)
-	eval[bool](p, `(window.refreshBefore = captcha.refresh, captcha.refresh = () => { window.refreshed = true; refreshBefore(); },
-		window.fetchBefore = fetch, fetch = (url, ...rest) => String(url).endsWith("/login") ? Promise.resolve(new Response("<h1>502</h1>", {status: 502})) : fetchBefore(url, ...rest), true)`)
+	eval[bool](p, `(window.refreshBefore = captcha.refresh, `+
+		`captcha.refresh = () => { window.refreshed = true; refreshBefore(); },
+		window.fetchBefore = fetch, fetch = (url, ...rest) => String(url).endsWith("/login") `+
+		`? Promise.resolve(new Response("<h1>502</h1>", {status: 502})) : fetchBefore(url, ...rest), true)`)
 	p.fills()
 	p.submits()
 	p.drags(1)
@@ -136,7 +141,8 @@ func TestSignupStopped(t *testing.T) {
 	p := newPerson(t, window{})
 	// In the page, because there is no talking with it while it loads another.
 	p.before(`window.setTimeoutBefore = setTimeout; window.setTimeout = (f, ms) => setTimeoutBefore(f, ms / 10);
-		window.addEventListener("beforeunload", () => setTimeoutBefore(() => { window.said = message.textContent; stop(); }, 300));`)
+		window.addEventListener("beforeunload", ` +
+		`() => setTimeoutBefore(() => { window.said = message.textContent; stop(); }, 300));`)
 	p.faults(`{"hang":"headers"}`)
 	p.open("/signup")
 	p.until(`typeof captcha === "object"`)
