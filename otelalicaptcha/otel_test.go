@@ -643,7 +643,7 @@ func TestNilVerifierIsFoundByNew(t *testing.T) {
 		_, err := alicaptcha.New(alicaptcha.Config{Verifier: r.Verifier(v), SceneID: "login"})
 		require.EqualError(t, err, "alicaptcha: Config.Verifier is required")
 		_, err = alicaptcha.NewBreaker(r.Verifier(v), alicaptcha.BreakerConfig{})
-		require.EqualError(t, err, "alicaptcha: Breaker: the Verifier is nil")
+		require.EqualError(t, err, "alicaptcha: NewBreaker: the Verifier is nil")
 	}
 }
 

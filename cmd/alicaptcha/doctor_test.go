@@ -388,11 +388,11 @@ func TestDoctor(t *testing.T) {
 			want:   "oFoo----", code: "InvalidAction.NotFound", words: []string{"not one of CAPTCHA 2.0"}, calls: 1,
 		},
 		"hang": {
-			faults: faults{Hang: alicaptchatest.StageHeaders}, args: []string{"-timeout", "2s"},
+			faults: faults{Hang: alicaptchatest.StageHeaders}, args: []string{"-timeout", "200ms"},
 			want: "oooF----", words: []string{"service_timeout", "not in time"}, calls: 1,
 		},
 		"hang in the body": {
-			faults: faults{Hang: alicaptchatest.StageBody}, args: []string{"-timeout", "2s"},
+			faults: faults{Hang: alicaptchatest.StageBody}, args: []string{"-timeout", "200ms"},
 			want: "oooF----", words: []string{"service_timeout"}, calls: 1,
 		},
 		"reset": {
