@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"github.com/go-json-experiment/json"
 	"github.com/go-json-experiment/json/jsontext"
@@ -26,50 +27,53 @@ type answer struct {
 	taken  bool
 	result Result
 	err    *Error
+
+	// How far the call came.
+	connected, reused, answered atomic.Bool
+}
+
+// trace returns ctx with a trace that fills a.
+func (a *answer) trace(ctx context.Context) context.Context {
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) {
+			a.connected.Store(true)
+			a.reused.Store(info.Reused)
+		},
+		GotFirstResponseByte: func() { a.answered.Store(true) },
+	})
 }
 
 // errTaken ends the SDK's part in a call: it never sees an answer.
 var errTaken = errors.New("alicaptcha: the answer was read elsewhere")
 
 // connection is the SDK's HttpClient.
-type connection struct{ transport http.RoundTripper }
+type connection struct {
+	transport http.RoundTripper
+	refused   *atomic.Int64 // when the last call was refused, in Unix nanoseconds
+}
 
 // Call sends req and reads the answer into the context's *answer. It has no use
 // for the SDK's transport.
 func (c connection) Call(req *http.Request, _ *http.Transport) (*http.Response, error) {
 	a := req.Context().Value(answerKey{}).(*answer)
 	a.taken = true
-	a.result, a.err = c.exchange(req)
+	a.result, a.err = c.exchange(req, a)
+	if a.err != nil && (a.err.Code == RequestRefused || a.err.Code == ServiceThrottled) {
+		c.refused.Store(time.Now().UnixNano())
+	}
 	return nil, errTaken
 }
 
 // maxAnswerBytes is how much of an answer is read. A verdict has 200 bytes.
 const maxAnswerBytes = 64 << 10
 
-// longBody is the length above which a call whose connection ends before an answer
-// counts as refused. A gateway that finds a param too large answers early and
-// closes, and the reset can overtake its answer; so a client could make an outage
-// by the length of its param.
-const longBody = 8 << 10
-
-func (c connection) exchange(req *http.Request) (Result, *Error) {
+func (c connection) exchange(req *http.Request, a *answer) (Result, *Error) {
 	// Set by hand it also keeps a Transport from unpacking a bomb.
 	req.Header.Set("Accept-Encoding", "identity")
-	var connected atomic.Bool
-	isLong := req.ContentLength > longBody
-	if isLong {
-		req = req.WithContext(httptrace.WithClientTrace(req.Context(), &httptrace.ClientTrace{
-			GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
-		}))
-	}
 	// Not an http.Client: that would follow redirects, with the keys' token.
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
-		e := callError(req.Context(), err)
-		if isLong && connected.Load() && e.Code == ServiceUnavailable {
-			e.Code = RequestRefused
-		}
-		return Result{}, e
+		return Result{}, c.noAnswer(req, a, err)
 	}
 	if resp == nil || resp.Body == nil {
 		text := "the Transport returned neither an answer nor an error"
@@ -77,6 +81,34 @@ func (c connection) exchange(req *http.Request) (Result, *Error) {
 	}
 	defer resp.Body.Close()
 	return readResponse(req.Context(), resp)
+}
+
+const (
+	// A call of more bytes whose connection ends before an answer counts as
+	// refused. A gateway that finds a param too large answers early and closes,
+	// and the reset can overtake its answer; so a client could make an outage by
+	// the length of its param.
+	longBody = 8 << 10
+
+	// For so long after a refusal a connection that was kept and ends before an
+	// answer says nothing of the service. A gateway that refuses what it dislikes
+	// may close without saying so, and the call that is next on the connection,
+	// anybody's, finds it closed; so a client could make an outage for others.
+	// net/http keeps connections that long by default.
+	refusalLasts = 90 * time.Second
+)
+
+// noAnswer returns the Error for a call whose connection failed with err.
+func (c connection) noAnswer(req *http.Request, a *answer, err error) *Error {
+	e := callError(req.Context(), err)
+	switch {
+	case e.Code != ServiceUnavailable:
+	case req.ContentLength > longBody && a.connected.Load():
+		e.Code = RequestRefused
+	case a.reused.Load() && !a.answered.Load() && time.Since(time.Unix(0, c.refused.Load())) < refusalLasts:
+		e.Code, e.Err = Overloaded, safeError{"the service closed a connection that was kept, after a refusal", err}
+	}
+	return e
 }
 
 // readResponse reads the answer's body as far as it may be long.

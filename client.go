@@ -14,6 +14,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -152,7 +153,7 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		Endpoint:   &host,
 		Protocol:   &protocol,
 		NoProxy:    &host, // the SDK would send the proxy's password to the service
-		HttpClient: connection{transport},
+		HttpClient: connection{transport, new(atomic.Int64)},
 	})
 	if err != nil {
 		return nil, &Error{Code: Misconfigured, Err: err}
@@ -359,7 +360,7 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	var a answer
 	// VerifyIntelligentCaptchaWithContext comes to the same call, but by way of
 	// JSON and maps, which takes most of its time.
-	_, err = sdk.CallApiWithCtx(context.WithValue(ctx, answerKey{}, &a), operation, &openapi.OpenApiRequest{
+	_, err = sdk.CallApiWithCtx(a.trace(context.WithValue(ctx, answerKey{}, &a)), operation, &openapi.OpenApiRequest{
 		Headers: map[string]*string{"content-type": new("application/x-www-form-urlencoded")},
 		Body:    form.Encode(),
 	}, &dara.RuntimeOptions{})

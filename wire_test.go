@@ -144,6 +144,48 @@ func TestLongParamAndAnEarlyEnd(t *testing.T) {
 	require.Equal(t, alicaptcha.ServiceTimeout, err.(*alicaptcha.Error).Code)
 }
 
+// A gateway that refuses a call and closes without saying so leaves a connection in
+// the pool that anybody's next call finds closed. A client brings that about, so it
+// is no outage; without a refusal before it, it is the service's doing.
+func TestGatewayThatClosesUnannounced(t *testing.T) {
+	t.Parallel()
+	kept := func(status int, body string) string {
+		return fmt.Sprintf("HTTP/1.1 %d Status\r\nContent-Length: %d\r\n\r\n%s", status, len(body), body)
+	}
+	for _, row := range []struct {
+		name, first string
+		want        alicaptcha.Code
+	}{
+		{"413", kept(413, ""), alicaptcha.Overloaded},
+		{"405", kept(405, "no such method"), alicaptcha.Overloaded},
+		{"429", kept(429, ""), alicaptcha.Overloaded},
+		{"a verdict", kept(200, clientPass), alicaptcha.ServiceUnavailable},
+		{"500", kept(500, ""), alicaptcha.ServiceUnavailable},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			addr := clientRaw(t, func(conn net.Conn) {
+				in := bufio.NewReader(conn)
+				if clientReadCall(in) {
+					io.WriteString(conn, row.first)
+					in.Peek(1) // as if the close had been on its way for as long
+				}
+			})
+			client := clientAt(t, "http://"+addr)
+			clientAsk(t, t.Context(), client)
+			result, err := clientAsk(t, t.Context(), client)
+			fault := clientFault(t, result, err)
+			require.Equal(t, row.want, fault.Code)
+
+			// On a new connection it is the service's doing in any case.
+			listener, err := net.Listen("tcp", "127.0.0.1:0")
+			require.NoError(t, err)
+			listener.Close()
+			result, err = clientAsk(t, t.Context(), clientAt(t, "http://"+listener.Addr().String()))
+			require.Equal(t, alicaptcha.ServiceUnavailable, clientFault(t, result, err).Code)
+		})
+	}
+}
+
 // Of an answer's headers the default Transport takes 64 KiB.
 func TestAnswersHeadersAreBounded(t *testing.T) {
 	t.Parallel()
