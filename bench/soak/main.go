@@ -1,7 +1,7 @@
 // Command soak puts one program through an outage of the service and out again,
 // under load, and prints how it fared:
 //
-//	go run ./internal/soak
+//	cd bench && go run ./soak
 //
 // Service, site and load are in one process and talk over loopback. It ends by
 // itself, with status 1 if a request is unaccounted for, somebody was let in
