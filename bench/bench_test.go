@@ -23,10 +23,11 @@ import (
 
 	"github.com/alicaptcha/alicaptcha"
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+	"github.com/alicaptcha/alicaptcha/bench/internal/loopback"
 )
 
 func TestMain(m *testing.M) {
-	forget, err := loopbackOnly()
+	forget, err := loopback.Only()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
@@ -158,7 +159,7 @@ func TestSigned(t *testing.T) {
 // whole, under its scene, and returns the verdict.
 func TestCallersBeforeTheSimulator(t *testing.T) {
 	sim := alicaptchatest.NewSimulator(alicaptchatest.Config{})
-	own, err := certificate()
+	own, err := loopback.Certificate()
 	require.NoError(t, err)
 	server := httptest.NewUnstartedServer(sim)
 	server.TLS = &tls.Config{Certificates: []tls.Certificate{own}}

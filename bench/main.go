@@ -14,8 +14,6 @@ package main
 
 import (
 	"cmp"
-	"encoding/pem"
-	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -26,6 +24,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/alicaptcha/alicaptcha/bench/internal/loopback"
 )
 
 func main() {
@@ -66,7 +66,7 @@ func run(dir string, short bool) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	forget, err := loopbackOnly()
+	forget, err := loopback.Only()
 	if err != nil {
 		return err
 	}
@@ -119,30 +119,6 @@ func (b *bench) few(n, short int) int {
 		return short
 	}
 	return n
-}
-
-// loopbackOnly makes the services' certificate the system's only root: neither
-// our own transport nor the SDK's can be given one. It also takes proxies out of
-// the environment. forget removes the file that it made.
-func loopbackOnly() (forget func(), err error) {
-	own, err := certificate()
-	if err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp("", "bench")
-	if err != nil {
-		return nil, err
-	}
-	roots := filepath.Join(dir, "roots.pem")
-	block := &pem.Block{Type: "CERTIFICATE", Bytes: own.Certificate[0]}
-	errs := []error{
-		os.WriteFile(roots, pem.EncodeToMemory(block), 0o600),
-		os.Setenv("SSL_CERT_FILE", roots), os.Setenv("SSL_CERT_DIR", dir),
-	}
-	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "DEBUG"} {
-		errs = append(errs, os.Unsetenv(name), os.Unsetenv(strings.ToLower(name)))
-	}
-	return func() { os.RemoveAll(dir) }, errors.Join(errs...)
 }
 
 // machine describes what the figures were measured on and with.

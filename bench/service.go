@@ -1,37 +1,16 @@
 package main
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
-	"sync"
 	"sync/atomic"
 	"time"
-)
 
-// certificate is the services'. httptest's own has an RSA key: a millisecond of
-// these cores for every handshake, which a real service spends on its own.
-var certificate = sync.OnceValues(func() (tls.Certificate, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
-		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
-})
+	"github.com/alicaptcha/alicaptcha/bench/internal/loopback"
+)
 
 // A service answers every call with a pass. It reads no more of a call than
 // its length: the simulator's signatures and records would be most of what a
@@ -84,7 +63,7 @@ func newService(cfg serviceConfig) (*service, error) {
 		s.Start()
 		return s, nil
 	}
-	own, err := certificate()
+	own, err := loopback.Certificate()
 	if err != nil {
 		return nil, err
 	}
