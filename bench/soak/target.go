@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+	"github.com/alicaptcha/alicaptcha/bench/internal/loopback"
+)
+
+// A target is the README's program with its budget, a service, and what is seen
+// of the two.
+type target struct {
+	simulator     *alicaptchatest.Simulator // also where it does not serve
+	site, service *sockets
+	client        *alicaptcha.Client
+	verifier      alicaptcha.Verifier
+	wires         [2]*wire // over HTTP/1.1 and HTTP/2
+	stop          []func()
+	rest          func() // has the service close its idle connections; nil if it has none
+
+	entered atomic.Int64 // requests that reached a gate
+	letIn   atomic.Int64 // those that came through it
+	moves   atomic.Int64 // of the breaker
+
+	mu       sync.Mutex
+	outcomes map[alicaptcha.Code]int
+}
+
+// sockets is a listener that counts its connections.
+type sockets struct {
+	net.Listener
+	opened, open atomic.Int64 // so far, and now
+}
+
+func listen() (*sockets, error) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	return &sockets{Listener: l}, err
+}
+
+func (s *sockets) Accept() (net.Conn, error) {
+	conn, err := s.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	s.opened.Add(1)
+	s.open.Add(1)
+	return &socket{Conn: conn, closed: sync.OnceFunc(func() { s.open.Add(-1) })}, nil
+}
+
+type socket struct {
+	net.Conn
+	closed func()
+}
+
+func (s *socket) Close() error {
+	defer s.closed()
+	return s.Conn.Close()
+}
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// newTarget starts the site that a is made on, and its service.
+func newTarget(a attack) (*target, error) {
+	t := &target{
+		simulator: alicaptchatest.NewSimulator(alicaptchatest.Config{}),
+		outcomes:  make(map[alicaptcha.Code]int),
+	}
+	t.stop = append(t.stop, func() { t.simulator.SetFaults(alicaptchatest.Faults{}) }) // no call hangs
+	var errs [3]error
+	t.site, errs[0] = listen()
+	t.service, errs[1] = listen()
+	errs[2] = t.simulator.SetFaults(a.faults)
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	if a.service == nil {
+		a.service = func(t *target) error { return t.serveCalls(t.simulator) }
+	}
+	if err := a.service(t); err != nil {
+		return nil, err
+	}
+	client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
+		Endpoint:    "https://" + t.service.Addr().String(),
+		AccessKeyID: "test-id", AccessKeySecret: "test-secret", Logger: quiet,
+	})
+	if err != nil {
+		return nil, err
+	}
+	t.client = client
+	t.verifier, err = alicaptcha.Breaker(client, alicaptcha.BreakerConfig{Logger: slog.New(counter{&t.moves})})
+	if err != nil {
+		return nil, err
+	}
+	budget := rate.NewLimiter(rate.Every(6*time.Second), 10)
+	cfg := alicaptcha.Config{
+		Verifier: t.verifier, SceneID: "login", Logger: quiet, Observe: t.observe,
+		Policy: alicaptcha.Policy{
+			alicaptcha.ServiceTimeout:     alicaptcha.AllowAtMost(budget),
+			alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(budget),
+		},
+	}
+	if a.config != nil {
+		a.config(t, &cfg)
+	}
+	gate, err := alicaptcha.New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	if a.routes == nil {
+		a.routes = func(t *target, gate *alicaptcha.Middleware, handle handleFunc) error {
+			handle("/login", gate.Handler(t))
+			return nil
+		}
+	}
+	mux := http.NewServeMux()
+	err = a.routes(t, gate, func(path string, gated http.Handler) {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
+			t.entered.Add(1)
+			gated.ServeHTTP(w, r)
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	address := t.site.Addr().String()
+	t.wires = [2]*wire{{address: address}, {address: address, http2: true}}
+	server := &http.Server{Handler: mux, ReadTimeout: 15 * time.Second, WriteTimeout: 15 * time.Second}
+	return t, t.serve(t.site, server)
+}
+
+// A handleFunc adds a route with its gate.
+type handleFunc func(path string, gated http.Handler)
+
+// serve has server serve HTTP/1.1 and HTTP/2 until t is closed.
+func (t *target) serve(l net.Listener, server *http.Server) error {
+	own, err := loopback.Certificate()
+	if err != nil {
+		return err
+	}
+	server.ErrorLog = slog.NewLogLogger(quiet.Handler(), slog.LevelInfo)
+	server.TLSConfig = &tls.Config{Certificates: []tls.Certificate{own}}
+	t.stop = append(t.stop, func() { server.Close() })
+	go server.ServeTLS(l, "", "")
+	return nil
+}
+
+// serveCalls has the service served by handler.
+func (t *target) serveCalls(handler http.Handler) error {
+	var mu sync.Mutex
+	unused := make(map[net.Conn]bool)
+	server := &http.Server{Handler: handler, ConnState: func(conn net.Conn, state http.ConnState) {
+		mu.Lock()
+		defer mu.Unlock()
+		switch state {
+		case http.StateClosed:
+			delete(unused, conn)
+		default:
+			unused[conn] = state == http.StateNew || state == http.StateIdle
+		}
+	}}
+	t.rest = func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for conn, isUnused := range unused {
+			if isUnused {
+				conn.Close()
+			}
+		}
+	}
+	return t.serve(t.service, server)
+}
+
+// accept has a service that is not net/http's talk to each of its connections.
+// hangUp closes them.
+func (t *target) accept(talk func(conn net.Conn, i int)) (hangUp func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	t.stop = append(t.stop, func() {
+		cancel()
+		t.service.Close()
+	})
+	go func() {
+		for i := 0; ; i++ {
+			conn, err := t.service.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer conn.Close()
+				defer context.AfterFunc(ctx, func() { conn.Close() })()
+				talk(conn, i)
+			}()
+		}
+	}()
+	return cancel
+}
+
+// ServeHTTP is behind the gate.
+func (t *target) ServeHTTP(http.ResponseWriter, *http.Request) { t.letIn.Add(1) }
+
+func (t *target) observe(_ context.Context, o alicaptcha.Outcome) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.outcomes[o.Code]++
+}
+
+// close stops site and service, whatever still goes on there.
+func (t *target) close() {
+	for _, stop := range t.stop {
+		stop()
+	}
+}
+
+// counter is a slog.Handler that counts what it is told.
+type counter struct{ n *atomic.Int64 }
+
+func (counter) Enabled(context.Context, slog.Level) bool    { return true }
+func (c counter) Handle(context.Context, slog.Record) error { c.n.Add(1); return nil }
+func (c counter) WithAttrs([]slog.Attr) slog.Handler        { return c }
+func (c counter) WithGroup(string) slog.Handler             { return c }
+
+// each makes n requests, so many at once, and returns how many of them had an
+// error, and one of those.
+func each(n, atOnce int, one func(i int) error) error {
+	var all sync.WaitGroup
+	var next atomic.Int64
+	var mu sync.Mutex
+	var failures int
+	var last error
+	for range min(n, atOnce) {
+		all.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				if err := one(i); err != nil {
+					mu.Lock()
+					failures, last = failures+1, fmt.Errorf("request %d: %w", i, err)
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	all.Wait()
+	if last != nil {
+		return fmt.Errorf("%d of %d requests failed; %w", failures, n, last)
+	}
+	return nil
+}
