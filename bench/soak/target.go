@@ -99,7 +99,7 @@ func newTarget(a attack) (*target, error) {
 		return nil, err
 	}
 	t.client = client
-	t.verifier, err = alicaptcha.Breaker(client, alicaptcha.BreakerConfig{Logger: slog.New(counter{&t.moves})})
+	t.verifier, err = alicaptcha.NewBreaker(client, alicaptcha.BreakerConfig{Logger: slog.New(counter{&t.moves})})
 	if err != nil {
 		return nil, err
 	}
