@@ -188,13 +188,15 @@ func safeText(err error) (text string, ok bool) {
 // isExhausted reports whether err says that this machine has no more sockets or
 // memory, which its clients can bring about.
 func isExhausted(err error) bool {
-	for _, errno := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL} {
-		if errors.Is(err, errno) {
+	dns, isDNS := errors.AsType[*net.DNSError](err) // has only the text
+	for _, errno := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL,
+	} {
+		if errors.Is(err, errno) || isDNS && strings.Contains(dns.Err, errno.Error()) {
 			return true
 		}
 	}
-	dns, ok := errors.AsType[*net.DNSError](err) // has only the text
-	return ok && strings.Contains(dns.Err, syscall.EMFILE.Error())
+	return false
 }
 
 // readAnswer reads the service's answer: the verdict, or the Error that says

@@ -250,7 +250,8 @@ func weighted(values []string, limit int) iter.Seq2[string, int] {
 		for _, value := range values {
 			for element := range strings.SplitSeq(value, ",") {
 				name, params, _ := strings.Cut(element, ";")
-				if !yield(strings.TrimSpace(name), weightIn(params)) {
+				name = strings.TrimSpace(name)
+				if name != "" && !yield(name, weightIn(params)) {
 					return
 				}
 			}

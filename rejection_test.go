@@ -368,3 +368,14 @@ func TestWriteRejectionReplacesThePage(t *testing.T) {
 	}
 	require.Equal(t, []string{"Origin", "Accept", "Accept-Language"}, w.Header().Values("Vary"))
 }
+
+// An empty element of a list is nothing (RFC 9110, section 5.6.1.2).
+func TestWriteRejectionSkipsEmptyElements(t *testing.T) {
+	t.Parallel()
+	for _, accept := range [][]string{{"zh-CN,"}, {",zh-CN"}, {"zh-CN, , en;q=0.5"}, {"", "zh-CN"}} {
+		r := loginRequest()
+		r.Header["Accept-Language"] = accept
+		w := reject(r, alicaptcha.Outcome{Code: alicaptcha.F001})
+		require.Equal(t, "zh-CN", w.Header().Get("Content-Language"), "%q", accept)
+	}
+}

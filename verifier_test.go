@@ -3201,3 +3201,16 @@ var (
 	_ fmt.Formatter       = alicaptcha.Request{}
 	_ fmt.Formatter       = alicaptcha.ClientConfig{}
 )
+
+// A resolver that fails for the same want as a dial is no outage of the service
+// either: of a *net.DNSError there is only the text.
+func TestClientExhaustionInDNS(t *testing.T) {
+	t.Parallel()
+	for _, errno := range []syscall.Errno{
+		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL,
+	} {
+		err := &net.DNSError{Err: "dial udp 127.0.0.1:53: socket: " + errno.Error(), Name: "captcha.example"}
+		result, got := clientAsk(t, t.Context(), clientNew(t, clientConfig(clientFailing(err))))
+		require.Equal(t, alicaptcha.Overloaded, clientFault(t, result, got).Code, errno.Error())
+	}
+}
