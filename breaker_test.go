@@ -362,7 +362,10 @@ func TestBreakerLogsUnderNoLock(t *testing.T) {
 // handlerFunc is a slog.Handler that calls itself for each record.
 type handlerFunc func()
 
-func (handlerFunc) Enabled(context.Context, slog.Level) bool    { return true }
+func (handlerFunc) Enabled(context.Context, slog.Level) bool { return true }
+
 func (f handlerFunc) Handle(context.Context, slog.Record) error { f(); return nil }
-func (f handlerFunc) WithAttrs([]slog.Attr) slog.Handler        { return f }
-func (f handlerFunc) WithGroup(string) slog.Handler             { return f }
+
+func (f handlerFunc) WithAttrs([]slog.Attr) slog.Handler { return f }
+
+func (f handlerFunc) WithGroup(string) slog.Handler { return f }

@@ -23,16 +23,16 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// An extPieces delivers data in pieces of the sizes given, over and over. A
+// An pieceReader delivers data in pieces of the sizes given, over and over. A
 // size of 0 is a Read that gives nothing, an odd last size gives io.EOF along
 // with the last piece.
-type extPieces struct {
+type pieceReader struct {
 	data  []byte
 	sizes []byte
 	next  int
 }
 
-func (p *extPieces) Read(buf []byte) (int, error) {
+func (p *pieceReader) Read(buf []byte) (int, error) {
 	size := len(buf)
 	early := false
 	if len(p.sizes) > 0 {
@@ -54,17 +54,17 @@ func (p *extPieces) Read(buf []byte) (int, error) {
 	return n, nil
 }
 
-// An extProbe finds out what an Extractor makes of a body.
-type extProbe struct {
+// An fuzzProbe finds out what an Extractor makes of a body.
+type fuzzProbe struct {
 	gate, narrow *alicaptcha.Middleware // narrow has a limit of 100 bytes
 }
 
-type extProbeKey struct{}
+type fuzzProbeKey struct{}
 
-func extNewProbe(tb testing.TB, extractor alicaptcha.Extractor) extProbe {
+func newFuzzProbe(tb testing.TB, extractor alicaptcha.Extractor) fuzzProbe {
 	config := alicaptcha.Config{
 		Verifier: alicaptcha.VerifierFunc(func(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
-			*ctx.Value(extProbeKey{}).(*string) = req.Param
+			*ctx.Value(fuzzProbeKey{}).(*string) = req.Param
 			return alicaptcha.Result{Passed: true, Code: alicaptcha.T001}, nil
 		}),
 		SceneID:       "scene",
@@ -78,20 +78,20 @@ func extNewProbe(tb testing.TB, extractor alicaptcha.Extractor) extProbe {
 	config.MaxBodyBytes = 100
 	narrow, err := alicaptcha.New(config)
 	require.NoError(tb, err)
-	return extProbe{gate, narrow}
+	return fuzzProbe{gate, narrow}
 }
 
-// An extFound is what came of a body: the param, or the Code instead.
-type extFound struct {
+// An paramFound is what came of a body: the param, or the Code instead.
+type paramFound struct {
 	code  alicaptcha.Code
 	param string
 }
 
 // run checks what holds for every body, and returns what was found in this one.
-func (p extProbe) run(t *testing.T, contentType string, body, pieces []byte) extFound {
-	check := func(gate *alicaptcha.Middleware, src io.Reader) extFound {
-		var found extFound
-		r := httptest.NewRequestWithContext(context.WithValue(t.Context(), extProbeKey{}, &found.param), "POST", "/", src)
+func (p fuzzProbe) run(t *testing.T, contentType string, body, pieces []byte) paramFound {
+	check := func(gate *alicaptcha.Middleware, src io.Reader) paramFound {
+		var found paramFound
+		r := httptest.NewRequestWithContext(context.WithValue(t.Context(), fuzzProbeKey{}, &found.param), "POST", "/", src)
 		r.Header.Set("Content-Type", contentType)
 		o := gate.Check(r)
 		found.code = o.Code
@@ -112,9 +112,9 @@ func (p extProbe) run(t *testing.T, contentType string, body, pieces []byte) ext
 
 	found := check(p.gate, bytes.NewReader(body))
 	require.NotEqual(t, alicaptcha.ParamTooLarge, found.code)
-	require.Equal(t, found, check(p.gate, &extPieces{data: body, sizes: pieces}), "it depends on how the body arrives")
+	require.Equal(t, found, check(p.gate, &pieceReader{data: body, sizes: pieces}), "it depends on how the body arrives")
 
-	narrow := check(p.narrow, &extPieces{data: body, sizes: pieces})
+	narrow := check(p.narrow, &pieceReader{data: body, sizes: pieces})
 	if len(body) <= 100 {
 		require.Equal(t, found, narrow, "it depends on a limit that the body is within")
 	} else if narrow.code != alicaptcha.ParamTooLarge {
@@ -123,15 +123,15 @@ func (p extProbe) run(t *testing.T, contentType string, body, pieces []byte) ext
 	return found
 }
 
-// extText returns what is found where the field has this value.
-func extText(value string) extFound {
+// textOf returns what is found where the field has this value.
+func textOf(value string) paramFound {
 	switch {
 	case value == "":
-		return extFound{code: alicaptcha.ParamMissing}
+		return paramFound{code: alicaptcha.ParamMissing}
 	case !utf8.ValidString(value):
-		return extFound{code: alicaptcha.ParamMalformed}
+		return paramFound{code: alicaptcha.ParamMalformed}
 	}
-	return extFound{alicaptcha.T001, value}
+	return paramFound{alicaptcha.T001, value}
 }
 
 func FuzzFromJSON(f *testing.F) {
@@ -164,33 +164,33 @@ func FuzzFromJSON(f *testing.F) {
 	}
 
 	fields := []string{"captchaVerifyParam", "CaptchaVerifyParam", "/n/0/x~1y", "/~0/"}
-	probe := extNewProbe(f, alicaptcha.FromJSON(fields...))
+	probe := newFuzzProbe(f, alicaptcha.FromJSON(fields...))
 	f.Fuzz(func(t *testing.T, body, pieces []byte) {
-		found := probe.run(t, extJSON, body, pieces)
-		if want, ok := extJSONOracle(body, fields); ok {
+		found := probe.run(t, jsonType, body, pieces)
+		if want, ok := jsonOracle(body, fields); ok {
 			require.Equal(t, want, found)
 		}
 	})
 }
 
 var (
-	extSurrogatePair = regexp.MustCompile(`\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}`)
-	extSurrogate     = regexp.MustCompile(`\\u[dD][89a-fA-F]`)
-	errExtAmbiguous  = errors.New("two members of one name")
+	surrogatePair   = regexp.MustCompile(`\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}`)
+	loneSurrogate   = regexp.MustCompile(`\\u[dD][89a-fA-F]`)
+	errExtAmbiguous = errors.New("two members of one name")
 )
 
-// extJSONOracle returns what encoding/json finds, where it is in no doubt:
+// jsonOracle returns what encoding/json finds, where it is in no doubt:
 // in valid JSON and UTF-8 without repeated names. No field may lead through
 // another one.
-func extJSONOracle(body []byte, fields []string) (extFound, bool) {
+func jsonOracle(body []byte, fields []string) (paramFound, bool) {
 	if len(bytes.Trim(body, " \r\n\t")) == 0 {
-		return extFound{code: alicaptcha.ParamMissing}, true
+		return paramFound{code: alicaptcha.ParamMissing}, true
 	}
-	if !utf8.Valid(body) || !json.Valid(body) || extSurrogate.Match(extSurrogatePair.ReplaceAll(body, nil)) {
-		return extFound{}, false
+	if !utf8.Valid(body) || !json.Valid(body) || loneSurrogate.Match(surrogatePair.ReplaceAll(body, nil)) {
+		return paramFound{}, false
 	}
 	if first := bytes.TrimLeft(body, " \r\n\t")[0]; first != '{' && first != '[' {
-		return extFound{code: alicaptcha.ParamMalformed}, true
+		return paramFound{code: alicaptcha.ParamMalformed}, true
 	}
 
 	var pointers []string
@@ -200,23 +200,23 @@ func extJSONOracle(body []byte, fields []string) (extFound, bool) {
 		}
 		pointers = append(pointers, field)
 	}
-	found := extFound{code: alicaptcha.ParamMissing}
+	found := paramFound{code: alicaptcha.ParamMissing}
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
-	err := extWalk(dec, "", func(pointer string, value json.Token) {
+	err := walkJSON(dec, "", func(pointer string, value json.Token) {
 		if found.code != alicaptcha.ParamMissing || !slices.Contains(pointers, pointer) {
 			return
 		}
 		text, ok := value.(string)
-		if found = extText(text); !ok {
-			found = extFound{code: alicaptcha.ParamMalformed}
+		if found = textOf(text); !ok {
+			found = paramFound{code: alicaptcha.ParamMalformed}
 		}
 	})
 	return found, err == nil
 }
 
-// extWalk calls visit for each value of dec, with the JSON Pointer to it.
-func extWalk(dec *json.Decoder, pointer string, visit func(pointer string, value json.Token)) error {
+// walkJSON calls visit for each value of dec, with the JSON Pointer to it.
+func walkJSON(dec *json.Decoder, pointer string, visit func(pointer string, value json.Token)) error {
 	value, err := dec.Token()
 	if err != nil {
 		return err
@@ -241,7 +241,7 @@ func extWalk(dec *json.Decoder, pointer string, visit func(pointer string, value
 			names[name] = true
 		}
 		escaped := strings.NewReplacer("~", "~0", "/", "~1").Replace(name)
-		if err := extWalk(dec, pointer+"/"+escaped, visit); err != nil {
+		if err := walkJSON(dec, pointer+"/"+escaped, visit); err != nil {
 			return err
 		}
 	}
@@ -260,15 +260,15 @@ func FuzzFromURLEncoded(f *testing.F) {
 		f.Add([]byte(seed), []byte{0, 3, 200, 7})
 	}
 
-	one := extNewProbe(f, alicaptcha.FromForm("f"))
-	two := extNewProbe(f, alicaptcha.FromForm("f", "g "))
+	one := newFuzzProbe(f, alicaptcha.FromForm("f"))
+	two := newFuzzProbe(f, alicaptcha.FromForm("f", "g "))
 	f.Fuzz(func(t *testing.T, body, pieces []byte) {
-		found := one.run(t, extForm, body, pieces)
+		found := one.run(t, formType, body, pieces)
 		if values, err := url.ParseQuery(string(body)); err == nil {
-			want := extFound{code: alicaptcha.ParamMissing}
+			want := paramFound{code: alicaptcha.ParamMissing}
 			for _, value := range slices.Backward(values["f"]) {
 				if value != "" {
-					want = extText(value)
+					want = textOf(value)
 				}
 			}
 			require.Equal(t, want, found)
@@ -276,7 +276,7 @@ func FuzzFromURLEncoded(f *testing.F) {
 
 		// A pair that url.ParseQuery refuses is an error where it is the
 		// field's, and of no interest where it is not.
-		want := extFound{code: alicaptcha.ParamMissing}
+		want := paramFound{code: alicaptcha.ParamMissing}
 		for pair := range strings.SplitSeq(string(body), "&") {
 			name, value, _ := strings.Cut(pair, "=")
 			name, err := url.QueryUnescape(name)
@@ -284,33 +284,33 @@ func FuzzFromURLEncoded(f *testing.F) {
 				continue
 			}
 			values, err := url.ParseQuery(pair)
-			if want = extText(values.Get(name)); err != nil {
-				want = extFound{code: alicaptcha.ParamMalformed}
+			if want = textOf(values.Get(name)); err != nil {
+				want = paramFound{code: alicaptcha.ParamMalformed}
 			}
 			break
 		}
-		require.Equal(t, want, two.run(t, extForm, body, pieces))
+		require.Equal(t, want, two.run(t, formType, body, pieces))
 	})
 }
 
 func FuzzFromMultipart(f *testing.F) {
-	field := extPart(`name="f"`, "x")
+	field := formPart(`name="f"`, "x")
 	for _, seed := range []string{
-		field + extEnd,
-		extPart(`name="a"`, "1") + field + extEnd,
-		extPart(`name="f"`, "") + field + extEnd,
-		extPart(`name="f"; filename="a"`, "no") + field + extEnd,
-		extPart("name=\"f\"\nContent-Transfer-Encoding: quoted-printable", "a=3Db") + extEnd,
-		extPart("name=\"f\"\nContent-Transfer-Encoding: quoted-printable", "a\x01=") + extEnd,
-		extPart(`name="f"`, "\xff") + extEnd,
-		extPart(`name="f"`, strings.Repeat("\r\n--", 1500)) + extEnd,
-		extPart(`name="a"`, strings.Repeat("y", 5000)) + field + extEnd,
-		extPart(`name*=utf-8''f`, "x") + extEnd,
+		field + formEnd,
+		formPart(`name="a"`, "1") + field + formEnd,
+		formPart(`name="f"`, "") + field + formEnd,
+		formPart(`name="f"; filename="a"`, "no") + field + formEnd,
+		formPart("name=\"f\"\nContent-Transfer-Encoding: quoted-printable", "a=3Db") + formEnd,
+		formPart("name=\"f\"\nContent-Transfer-Encoding: quoted-printable", "a\x01=") + formEnd,
+		formPart(`name="f"`, "\xff") + formEnd,
+		formPart(`name="f"`, strings.Repeat("\r\n--", 1500)) + formEnd,
+		formPart(`name="a"`, strings.Repeat("y", 5000)) + field + formEnd,
+		formPart(`name*=utf-8''f`, "x") + formEnd,
 		field,
 		field + "--b\r\n",
 		field[:30],
-		extEnd,
-		"before\r\n" + field + extEnd + "after",
+		formEnd,
+		"before\r\n" + field + formEnd + "after",
 		"--b\nContent-Disposition: form-data; name=\"f\"\n\nx\n--b--\n",
 		"--b\r\nContent-Disposition: form-data;\r\n name=f\r\n\r\nx\r\n--b--",
 		"--b\r\nno header\r\n\r\nx\r\n--b--",
@@ -321,9 +321,9 @@ func FuzzFromMultipart(f *testing.F) {
 		f.Add("b", []byte(seed), []byte{0, 3, 200, 7})
 	}
 	f.Add("", []byte(field), []byte(nil))
-	f.Add("a b?", []byte(strings.ReplaceAll(field+extEnd, "--b", "--a b?")), []byte(nil))
+	f.Add("a b?", []byte(strings.ReplaceAll(field+formEnd, "--b", "--a b?")), []byte(nil))
 
-	probe := extNewProbe(f, alicaptcha.FromForm("f"))
+	probe := newFuzzProbe(f, alicaptcha.FromForm("f"))
 	f.Fuzz(func(t *testing.T, boundary string, body, pieces []byte) {
 		contentType := mime.FormatMediaType("multipart/form-data", map[string]string{"boundary": boundary})
 		if _, params, err := mime.ParseMediaType(contentType); err != nil || params["boundary"] != boundary {
@@ -331,17 +331,17 @@ func FuzzFromMultipart(f *testing.F) {
 		}
 		found := probe.run(t, contentType, body, pieces)
 		if boundary == "" {
-			require.Equal(t, extFound{code: alicaptcha.ParamMalformed}, found)
+			require.Equal(t, paramFound{code: alicaptcha.ParamMalformed}, found)
 			return
 		}
 		form, err := multipart.NewReader(bytes.NewReader(body), boundary).ReadForm(1 << 24)
 		if err != nil {
 			return
 		}
-		want := extFound{code: alicaptcha.ParamMissing}
+		want := paramFound{code: alicaptcha.ParamMissing}
 		for _, value := range slices.Backward(form.Value["f"]) {
 			if value != "" {
-				want = extText(value)
+				want = textOf(value)
 			}
 		}
 		require.Equal(t, want, found)

@@ -311,7 +311,9 @@ type (
 )
 
 func (structLimiter) Allow() bool { return true }
-func (l mapLimiter) Allow() bool  { return l["all"] }
+
+func (l mapLimiter) Allow() bool { return l["all"] }
+
 func (l funcLimiter) Allow() bool { return l() }
 
 // What is no pointer is good as it is, also where it is zero.

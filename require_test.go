@@ -7,7 +7,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -22,28 +21,199 @@ import (
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
-// newMiddleware returns a Middleware of cfg that logs nothing, for the scene "login"
-// if cfg has none.
-func newMiddleware(t *testing.T, cfg alicaptcha.Config) *alicaptcha.Middleware {
-	t.Helper()
-	if cfg.SceneID == "" && cfg.SceneIDFunc == nil {
-		cfg.SceneID = "login"
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	m, err := alicaptcha.New(cfg)
-	require.NoError(t, err)
-	return m
-}
-
-// requiring returns a handler that counts what comes past Require.
-func requiring(passed *atomic.Int64) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+// What a nil or zero Middleware wraps is shut, and so is Require without one.
+func TestNoMiddlewareRejects(t *testing.T) {
+	reached := http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the handler was called") })
+	require503 := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if alicaptcha.Require(w, r) {
-			passed.Add(1)
+			t.Error("Require passed")
 		}
 	})
+	for name, handler := range map[string]http.Handler{
+		"nil":           (*alicaptcha.Middleware)(nil).Handler(reached),
+		"zero":          new(alicaptcha.Middleware).Handler(reached),
+		"nil deferred":  (*alicaptcha.Middleware)(nil).Deferred(require503),
+		"zero deferred": new(alicaptcha.Middleware).Deferred(require503),
+		"none":          require503,
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := quietDefault(t)
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, loginRequest())
+			require.Equal(t, 503, w.Code)
+			require.Equal(t, "captcha_unavailable", reason(t, w))
+			require.Equal(t, []slog.Level{slog.LevelError}, log.levels())
+		})
+	}
+	quietDefault(t)
+	for _, m := range []*alicaptcha.Middleware{nil, new(alicaptcha.Middleware)} {
+		o := m.Check(loginRequest())
+		require.Equal(t, alicaptcha.Misconfigured, o.Code)
+		require.False(t, o.Allowed)
+		require.False(t, o.Verified)
+		require.Error(t, o.Err)
+	}
+}
+
+func TestDeferred(t *testing.T) {
+	t.Parallel()
+	gateOf := func(v alicaptcha.Verifier) *alicaptcha.Middleware {
+		m, err := alicaptcha.New(alicaptcha.Config{Verifier: v, SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+		require.NoError(t, err)
+		return m
+	}
+	t.Run("nothing is asked before Require", func(t *testing.T) {
+		verifier := passing()
+		w := httptest.NewRecorder()
+		gateOf(verifier).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			_, found := alicaptcha.FromContext(r.Context())
+			require.False(t, found)
+			body, err := io.ReadAll(r.Body) // gone before Require asks for the param
+			require.NoError(t, err)
+			require.Contains(t, string(body), "alice")
+			require.Empty(t, verifier.asked())
+
+			require.True(t, alicaptcha.Require(w, r))
+			o, found := alicaptcha.FromContext(r.Context())
+			require.True(t, found)
+			require.True(t, o.Verified)
+			w.WriteHeader(http.StatusAccepted)
+		})).ServeHTTP(w, loginRequest())
+		require.Equal(t, http.StatusAccepted, w.Code)
+		require.Len(t, verifier.asked(), 1)
+	})
+	t.Run("a handler that does not ask spends no param", func(t *testing.T) {
+		verifier := passing()
+		gateOf(verifier).Deferred(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+		require.Empty(t, verifier.asked())
+	})
+	t.Run("a rejection is written once", func(t *testing.T) {
+		verifier := answering(alicaptcha.Result{Code: "F009"}, nil)
+		w := httptest.NewRecorder()
+		gateOf(verifier).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			require.False(t, alicaptcha.Require(w, r))
+			body := w.(*httptest.ResponseRecorder).Body.String()
+			require.False(t, alicaptcha.Require(w, r))
+			require.Equal(t, body, w.(*httptest.ResponseRecorder).Body.String())
+			o, found := alicaptcha.FromContext(r.Context())
+			require.True(t, found)
+			require.Equal(t, alicaptcha.F009, o.Code)
+		})).ServeHTTP(w, loginRequest())
+		require.Equal(t, 403, w.Code)
+		require.Len(t, verifier.asked(), 1)
+	})
+	t.Run("from many goroutines", func(t *testing.T) {
+		verifier := passing()
+		var passed atomic.Int32
+		gateOf(verifier).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			var all sync.WaitGroup
+			for range 20 {
+				all.Go(func() {
+					if alicaptcha.Require(w, r) {
+						passed.Add(1)
+					}
+					alicaptcha.FromContext(r.Context())
+				})
+			}
+			all.Wait()
+		})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+		require.EqualValues(t, 20, passed.Load())
+		require.Len(t, verifier.asked(), 1)
+	})
+	t.Run("who is told no finds the rejection written", func(t *testing.T) {
+		writing, release := make(chan struct{}), make(chan struct{})
+		var written atomic.Bool
+		m, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: answering(alicaptcha.Result{Code: "F001"}, nil), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+			OnReject: func(http.ResponseWriter, *http.Request, alicaptcha.Outcome) {
+				close(writing)
+				<-release
+				written.Store(true)
+			},
+		})
+		require.NoError(t, err)
+		m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			go alicaptcha.Require(w, r)
+			<-writing
+			time.AfterFunc(10*time.Millisecond, func() { close(release) }) // for the next to come back early, if it does
+			require.False(t, alicaptcha.Require(w, r))
+			require.True(t, written.Load())
+		})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	})
+	t.Run("a param that is missing or malformed", func(t *testing.T) {
+		for body, want := range map[string]int{`{}`: 400, `{"captchaVerifyParam":7}`: 400, `{"captchaVerifyParam":"` + strings.Repeat("x", 40<<10) + `"}`: 413} {
+			w := httptest.NewRecorder()
+			gateOf(passing()).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				require.False(t, alicaptcha.Require(w, r))
+			})).ServeHTTP(w, jsonRequest(body))
+			require.Equal(t, want, w.Code)
+		}
+	})
+	t.Run("after a panic of the Verifier it stays shut", func(t *testing.T) {
+		verifier := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) { panic(http.ErrAbortHandler) }}
+		gateOf(verifier).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			require.Panics(t, func() { alicaptcha.Require(w, r) })
+			require.False(t, alicaptcha.Require(w, r))
+			require.Equal(t, 503, w.(*httptest.ResponseRecorder).Code)
+			_, found := alicaptcha.FromContext(r.Context())
+			require.False(t, found)
+		})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+		require.Len(t, verifier.asked(), 1)
+	})
+	t.Run("report only", func(t *testing.T) {
+		m, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: answering(alicaptcha.Result{Code: "F001"}, nil), SceneID: "login", ReportOnly: true, Logger: slog.New(slog.DiscardHandler),
+		})
+		require.NoError(t, err)
+		m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			require.True(t, alicaptcha.Require(w, r))
+			o, _ := alicaptcha.FromContext(r.Context())
+			require.False(t, o.Allowed)
+		})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	})
+}
+
+func TestRequireUnderHandlerIsTrue(t *testing.T) {
+	t.Parallel()
+	for _, reportOnly := range []bool{false, true} {
+		verifier := passing()
+		if reportOnly {
+			verifier = answering(alicaptcha.Result{Code: "F001"}, nil)
+		}
+		m, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login", ReportOnly: reportOnly, Logger: slog.New(slog.DiscardHandler)})
+		require.NoError(t, err)
+		called := false
+		m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			called = true
+			require.True(t, alicaptcha.Require(w, r))
+		})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+		require.True(t, called)
+		require.Len(t, verifier.asked(), 1)
+	}
+}
+
+// A unit test of a handler needs no gate.
+func TestRequireUnderNewContext(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		outcome alicaptcha.Outcome
+		status  int
+	}{
+		{alicaptcha.Outcome{Allowed: true, Verified: true, Code: alicaptcha.T001}, 200},
+		{alicaptcha.Outcome{Code: alicaptcha.ParamMissing}, 400},
+		{alicaptcha.Outcome{Code: alicaptcha.F010}, 429},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Reject(418)}, 418},
+		{alicaptcha.Outcome{}, 403},
+	} {
+		w := httptest.NewRecorder()
+		r := loginRequest()
+		r = r.WithContext(alicaptchatest.NewContext(r.Context(), row.outcome))
+		o, found := alicaptcha.FromContext(r.Context())
+		require.True(t, found)
+		require.Equal(t, row.outcome, o)
+		require.Equal(t, row.status == 200, alicaptcha.Require(w, r))
+		require.Equal(t, row.status, w.Code)
+	}
 }
 
 // An inner gate does not answer for an outer one.
@@ -358,17 +528,6 @@ func TestCallbacksThatLeadBack(t *testing.T) {
 	}
 }
 
-// contextHandler is a slog.Handler that is called with the context of each record.
-type contextHandler func(context.Context)
-
-func (contextHandler) Enabled(context.Context, slog.Level) bool { return true }
-func (f contextHandler) Handle(ctx context.Context, _ slog.Record) error {
-	f(ctx)
-	return nil
-}
-func (f contextHandler) WithAttrs([]slog.Attr) slog.Handler { return f }
-func (f contextHandler) WithGroup(string) slog.Handler      { return f }
-
 // The MultipartForm that OnReject parses is known to the server, which removes its
 // files.
 func TestOnRejectHandsTheFormBack(t *testing.T) {
@@ -387,110 +546,6 @@ func TestOnRejectHandsTheFormBack(t *testing.T) {
 		require.NotNil(t, r.MultipartForm)
 		require.NoError(t, r.MultipartForm.RemoveAll())
 	}
-}
-
-// limiterFunc is a function that is a Limiter.
-type limiterFunc func() bool
-
-func (f limiterFunc) Allow() bool { return f() }
-
-// outage returns a Middleware whose Verifier always fails and whose Policy asks l.
-func outage(t *testing.T, l alicaptcha.Limiter, cfg alicaptcha.Config) *alicaptcha.Middleware {
-	t.Helper()
-	cfg.Verifier = answering(alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable})
-	cfg.Policy = alicaptcha.Policy{alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(l)}
-	return newMiddleware(t, cfg)
-}
-
-// A Limiter that hangs holds MaxConcurrent requests at most, for a second each, and
-// the others get their rejection at once.
-func TestLimiterThatHangs(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		var inside, most atomic.Int64
-		release := make(chan struct{})
-		log := new(logbook)
-		m := outage(t, limiterFunc(func() bool {
-			most.Store(max(most.Load(), inside.Add(1)))
-			defer inside.Add(-1)
-			<-release
-			return true
-		}), alicaptcha.Config{MaxConcurrent: 4, Logger: slog.New(log)})
-		start := time.Now()
-		var atOnce, later atomic.Int64
-		var all sync.WaitGroup
-		for range 300 {
-			all.Go(func() {
-				o := m.Check(loginRequest())
-				require.False(t, o.Allowed)
-				require.Equal(t, alicaptcha.DefaultPolicy()[o.Code], o.Action)
-				if time.Since(start) == 0 {
-					atOnce.Add(1)
-				} else {
-					later.Add(1)
-					require.Equal(t, time.Second, time.Since(start))
-				}
-			})
-		}
-		all.Wait()
-		require.EqualValues(t, 4, most.Load())
-		require.EqualValues(t, 296, atOnce.Load())
-		require.EqualValues(t, 4, later.Load())
-		require.Equal(t, 1, strings.Count(log.String(), "a Limiter does not answer in time"), "once a minute")
-		require.False(t, m.Check(loginRequest()).Allowed, "the places are still taken")
-		require.EqualValues(t, 4, inside.Load())
-
-		close(release)
-		synctest.Wait()
-		require.True(t, m.Check(loginRequest()).Allowed, "the places are given back")
-	})
-}
-
-// A Limiter that panics, or ends its goroutine, lets nobody in and keeps no place.
-func TestLimiterThatPanics(t *testing.T) {
-	t.Parallel()
-	for name, l := range map[string]limiterFunc{
-		"panic":  func() bool { panic("a text that must not be logged") },
-		"abort":  func() bool { panic(http.ErrAbortHandler) },
-		"Goexit": func() bool { runtime.Goexit(); return true },
-	} {
-		t.Run(name, func(t *testing.T) {
-			log := new(logbook)
-			m := outage(t, l, alicaptcha.Config{MaxConcurrent: 1, Logger: slog.New(log)})
-			for range 5 {
-				o := m.Check(loginRequest())
-				require.False(t, o.Allowed)
-				require.Equal(t, 503, o.Action.Status)
-			}
-			require.NotContains(t, log.String(), "must not be logged")
-			require.NotContains(t, log.String(), "does not answer in time")
-			require.Equal(t, name != "Goexit", strings.Contains(log.String(), "ERROR captcha: the Limiter panicked"))
-			if name != "Goexit" {
-				require.Equal(t, 1, strings.Count(log.String(), "captcha.stack"), "once a minute")
-				require.Contains(t, log.String(), "require_test.go", "the stack")
-			}
-		})
-	}
-}
-
-// A router's deadline that has passed does not keep a Limiter from being asked.
-func TestLimiterAfterTheDeadline(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		m := newMiddleware(t, alicaptcha.Config{
-			Verifier: &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
-				<-ctx.Done()
-				return alicaptcha.Result{}, ctx.Err()
-			}},
-			Policy: alicaptcha.Policy{alicaptcha.ServiceTimeout: alicaptcha.AllowAtMost(limiterFunc(func() bool {
-				time.Sleep(10 * time.Millisecond)
-				return true
-			}))},
-		})
-		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
-		defer cancel()
-		require.True(t, m.Check(loginRequest().WithContext(ctx)).Allowed)
-	})
 }
 
 // What the handler of the example reads before the captcha anybody can send: a long

@@ -41,14 +41,14 @@ func TestUnsolicitedBytesReachTheStandardLogger(t *testing.T) {
 			return
 		}
 		defer conn.Close()
-		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(clientPass), clientPass)
+		fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(passAnswer), passAnswer)
 		<-answered
 		io.WriteString(conn, "the-service-says-so\n\x1b[31m")
 		io.Copy(io.Discard, conn) // until the client closes
 	}))
 	defer service.Close()
 
-	result, err := clientAsk(t, t.Context(), clientAt(t, service.URL))
+	result, err := askClient(t, t.Context(), clientAt(t, service.URL))
 	close(answered)
 	require.NoError(t, err)
 	require.True(t, result.Passed)

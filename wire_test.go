@@ -3,14 +3,10 @@ package alicaptcha_test
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
+	"encoding/binary"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,13 +15,367 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
-	"unicode"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/alicaptcha/alicaptcha"
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
+
+func TestClientFollowsNoRedirect(t *testing.T) {
+	var arrived atomic.Int64
+	second := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		arrived.Add(1)
+		io.WriteString(w, passAnswer)
+	}))
+	defer second.Close()
+	secondTLS := httptest.NewTLSServer(second.Config.Handler)
+	defer secondTLS.Close()
+
+	for _, status := range []int{300, 301, 302, 303, 305, 307, 308} {
+		for _, to := range []string{second.URL, secondTLS.URL, "/other", "//" + strings.TrimPrefix(second.URL, "http://") + "/"} {
+			var calls atomic.Int64
+			handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				calls.Add(1)
+				w.Header().Set("Location", to)
+				w.WriteHeader(status)
+				io.WriteString(w, passAnswer)
+			})
+			first, firstTLS := httptest.NewServer(handler), httptest.NewTLSServer(handler)
+			for _, srv := range []*httptest.Server{first, firstTLS} {
+				t.Run(fmt.Sprintf("%d from %s to %s", status, srv.URL, to), func(t *testing.T) {
+					calls.Store(0)
+					result, err := askClient(t, t.Context(), clientAt(t, srv.URL, func(tr *http.Transport) {
+						if srv == firstTLS {
+							tr.TLSClientConfig = srv.Client().Transport.(*http.Transport).TLSClientConfig
+						}
+					}))
+					fault := requireFault(t, result, err)
+					require.Equal(t, alicaptcha.ServiceUnavailable, fault.Code)
+					require.Equal(t, status, fault.Status)
+					require.EqualValues(t, 1, calls.Load())
+					require.Zero(t, arrived.Load())
+				})
+			}
+			first.Close()
+			firstTLS.Close()
+		}
+	}
+}
+
+// Many callers share one Client: each gets the verdict on its own param, and
+// there are no more connections than callers.
+func TestClientManyCallers(t *testing.T) {
+	const callers, calls = 256, 5000
+	codes := []alicaptcha.Code{"T001", "T005", "T006", "F001", "F004", "F007", "F009", "F010", "F015", "F024", "F777"}
+	for _, version := range []int{1, 2} {
+		t.Run(fmt.Sprintf("HTTP%d", version), func(t *testing.T) {
+			sim := alicaptchatest.StartTLS(t, alicaptchatest.Config{})
+			cfg := sim.ClientConfig()
+			transport := cfg.Transport.(*http.Transport).Clone()
+			if version == 1 {
+				transport = &http.Transport{MaxIdleConnsPerHost: 512, TLSClientConfig: &tls.Config{RootCAs: transport.TLSClientConfig.RootCAs}}
+			}
+			defer transport.CloseIdleConnections()
+			var dials atomic.Int64
+			transport.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				dials.Add(1)
+				return new(net.Dialer).DialContext(ctx, network, addr)
+			}
+			// The first call of each caller ends when all have their answers, so that
+			// each holds a connection; from then on there is one for everybody.
+			var other, held atomic.Int64
+			all := make(chan struct{})
+			cfg.Transport = transportFunc(func(r *http.Request) (*http.Response, error) {
+				resp, err := transport.RoundTrip(r)
+				if err == nil && resp.ProtoMajor != version {
+					other.Add(1)
+				}
+				switch held.Add(1) {
+				case 1: // alone, else each of them would open an HTTP/2 connection
+					return resp, err
+				case callers + 1:
+					close(all)
+				}
+				select {
+				case <-all:
+				case <-r.Context().Done():
+				}
+				return resp, err
+			})
+			client := newClient(t, cfg)
+
+			type job struct {
+				param string
+				code  alicaptcha.Code
+			}
+			jobs := make(chan job, calls)
+			for i := range calls {
+				code := codes[i%len(codes)]
+				param, err := sim.Issue(alicaptchatest.Issue{SceneID: "login", Code: code})
+				require.NoError(t, err)
+				jobs <- job{param, code}
+			}
+			close(jobs)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+			defer cancel()
+			var (
+				wg    sync.WaitGroup
+				mu    sync.Mutex
+				wrong []string
+				ids   = map[string]int{}
+			)
+			verify := func(job job) {
+				result, err := client.Verify(ctx, alicaptcha.Request{Param: job.param, SceneID: "login"})
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil || result.Code != job.code || result.Passed != (job.code[0] == 'T') {
+					wrong = append(wrong, fmt.Sprint(job.code, result, err))
+				}
+				ids[result.CertifyID]++
+				ids[result.RequestID]++
+			}
+			verify(<-jobs)
+			for range callers {
+				wg.Go(func() {
+					for job := range jobs {
+						verify(job)
+					}
+				})
+			}
+			wg.Wait()
+			require.Empty(t, wrong)
+			require.Len(t, ids, 2*calls)
+			require.Equal(t, calls, sim.Count())
+			require.LessOrEqual(t, dials.Load(), int64(300))
+			require.Zero(t, other.Load())
+			nonces := map[string]bool{}
+			for _, call := range sim.Calls() {
+				nonces[call.Header.Get("X-Acs-Signature-Nonce")] = true
+			}
+			require.Len(t, nonces, calls)
+		})
+	}
+}
+
+// The same for the connections of a Client without a Transport.
+func TestClientManyCallersByDefault(t *testing.T) {
+	const callers, rounds = 100, 10
+	var conns atomic.Int64
+	// Nobody is answered until all have asked, so that all connections are idle between the rounds.
+	var mu sync.Mutex
+	waiting, gate := 0, make(chan struct{})
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		mu.Lock()
+		mine := gate
+		if waiting++; waiting == callers {
+			waiting, gate = 0, make(chan struct{})
+			close(mine)
+		}
+		mu.Unlock()
+		select {
+		case <-mine:
+		case <-r.Context().Done():
+		}
+		io.WriteString(w, passAnswer)
+	}))
+	srv.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			conns.Add(1)
+		}
+	}
+	srv.Start()
+	defer srv.Close()
+	client := newClient(t, alicaptcha.ClientConfig{Endpoint: srv.URL, AccessKeyID: keyID, AccessKeySecret: keySecret})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	var failed atomic.Int64
+	for range rounds {
+		var wg sync.WaitGroup
+		for range callers {
+			wg.Go(func() {
+				if result, err := client.Verify(ctx, alicaptcha.Request{Param: secretParam}); err != nil || !result.Passed {
+					failed.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	require.Zero(t, failed.Load())
+	// A connection that goes back to the pool a moment after its answer may cost a new one.
+	require.Less(t, conns.Load(), int64(3*callers))
+}
+
+func TestClientSendsOnceOnly(t *testing.T) {
+	type script = func(conn net.Conn, in *bufio.Reader, call int) bool // false: hang up
+	for name, tc := range map[string]struct {
+		script script
+		asks   int
+		status int
+	}{
+		"hangs up": {script: func(net.Conn, *bufio.Reader, int) bool { return false }, asks: 1},
+		"resets": {script: func(conn net.Conn, _ *bufio.Reader, _ int) bool {
+			conn.(*net.TCPConn).SetLinger(0)
+			return false
+		}, asks: 1},
+		"hangs up in the headers": {script: func(conn net.Conn, _ *bufio.Reader, _ int) bool {
+			io.WriteString(conn, "HTTP/1.1 200 OK\r\nX: ")
+			return false
+		}, asks: 1},
+		"hangs up in the body": {script: func(conn net.Conn, _ *bufio.Reader, _ int) bool {
+			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{")
+			return false
+		}, asks: 1, status: 200},
+		"hangs up after 100": {script: func(conn net.Conn, _ *bufio.Reader, _ int) bool {
+			io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\n")
+			return false
+		}, asks: 1},
+		"hangs up on a connection in use": {script: func(conn net.Conn, _ *bufio.Reader, call int) bool {
+			if call == 1 {
+				fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(passAnswer), passAnswer)
+			}
+			return call == 1
+		}, asks: 2},
+		"resets a connection in use": {script: func(conn net.Conn, _ *bufio.Reader, call int) bool {
+			if call == 1 {
+				fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(passAnswer), passAnswer)
+			} else {
+				conn.(*net.TCPConn).SetLinger(0)
+			}
+			return call == 1
+		}, asks: 2},
+		"503 with Retry-After": {script: func(conn net.Conn, _ *bufio.Reader, _ int) bool {
+			io.WriteString(conn, "HTTP/1.1 503 Unavailable\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n")
+			return true
+		}, asks: 1, status: 503},
+		"408": {script: func(conn net.Conn, _ *bufio.Reader, _ int) bool {
+			io.WriteString(conn, "HTTP/1.1 502 Bad Gateway\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
+			return false
+		}, asks: 1, status: 502},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var calls atomic.Int64
+			client := clientAt(t, "http://"+serveRaw(t, func(conn net.Conn) {
+				in := bufio.NewReader(conn)
+				for readCall(in) {
+					if !tc.script(conn, in, int(calls.Add(1))) {
+						return
+					}
+				}
+			}))
+			for range tc.asks - 1 {
+				_, err := askClient(t, t.Context(), client)
+				require.NoError(t, err)
+			}
+			result, err := askClient(t, t.Context(), client)
+			fault := requireFault(t, result, err)
+			require.Equal(t, alicaptcha.ServiceUnavailable, fault.Code, err)
+			require.Equal(t, tc.status, fault.Status)
+			require.EqualValues(t, tc.asks, calls.Load())
+		})
+	}
+}
+
+// An HTTP/2 server that resets the stream after it has read the whole call may
+// have spent the param.
+func TestClientSendsOnceOnlyOverHTTP2(t *testing.T) {
+	const internalError, cancelled, enhanceYourCalm = 2, 8, 11
+	serverTLS, tlsConfigs, _ := tlsConfigs(t)
+	serverTLS.NextProtos = []string{"h2"}
+	for name, code := range map[string]uint32{"INTERNAL_ERROR": internalError, "ENHANCE_YOUR_CALM": enhanceYourCalm, "CANCEL": cancelled} {
+		t.Run(name, func(t *testing.T) {
+			var calls atomic.Int64
+			addr := serveRaw(t, func(raw net.Conn) {
+				conn := tls.Server(raw, serverTLS)
+				in := bufio.NewReader(conn)
+				frame := func(kind, flags byte, stream uint32, payload []byte) {
+					header := []byte{0, 0, byte(len(payload)), kind, flags}
+					conn.Write(append(binary.BigEndian.AppendUint32(header, stream), payload...))
+				}
+				if _, err := io.ReadFull(in, make([]byte, len("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"))); err != nil {
+					return
+				}
+				frame(4, 0, 0, nil) // SETTINGS
+				for {
+					header := make([]byte, 9)
+					if _, err := io.ReadFull(in, header); err != nil {
+						return
+					}
+					length := int(header[0])<<16 | int(header[1])<<8 | int(header[2])
+					if _, err := io.CopyN(io.Discard, in, int64(length)); err != nil {
+						return
+					}
+					kind, flags, stream := header[3], header[4], binary.BigEndian.Uint32(header[5:])
+					switch {
+					case kind == 4 && flags&1 == 0:
+						frame(4, 1, 0, nil)
+					case kind == 0 && flags&1 != 0: // the end of the body
+						calls.Add(1)
+						frame(3, 0, stream, binary.BigEndian.AppendUint32(nil, code))
+					}
+				}
+			})
+			client := clientAt(t, "https://"+addr, func(tr *http.Transport) {
+				tr.TLSClientConfig, tr.ForceAttemptHTTP2 = tlsConfigs.Clone(), true
+			})
+			result, err := askClient(t, t.Context(), client)
+			require.Equal(t, alicaptcha.ServiceUnavailable, requireFault(t, result, err).Code)
+			require.EqualValues(t, 1, calls.Load())
+		})
+	}
+}
+
+func TestClientConnectionRefused(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	addr := listener.Addr().String()
+	listener.Close()
+	result, err := askClient(t, t.Context(), clientAt(t, "http://"+addr))
+	fault := requireFault(t, result, err)
+	require.Equal(t, alicaptcha.ServiceUnavailable, fault.Code)
+	require.Zero(t, fault.Status)
+	require.Contains(t, err.Error(), "dial tcp "+addr) // what an operator looks for
+}
+
+// closingConn tells when it is closed.
+type closingConn struct {
+	net.Conn
+	closed chan<- struct{}
+	once   *sync.Once
+}
+
+func (c closingConn) Close() error {
+	c.once.Do(func() { c.closed <- struct{}{} })
+	return c.Conn.Close()
+}
+
+// A connection that the server closed while it was idle fails no call.
+func TestClientIdleConnectionClosedByTheServer(t *testing.T) {
+	var calls atomic.Int64
+	closed := make(chan struct{}, 100)
+	client := clientAt(t, "http://"+serveRaw(t, func(conn net.Conn) {
+		if readCall(bufio.NewReader(conn)) {
+			calls.Add(1)
+			fmt.Fprintf(conn, "HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(passAnswer), passAnswer)
+		}
+	}), func(tr *http.Transport) {
+		tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+			return closingConn{conn, closed, new(sync.Once)}, err
+		}
+	})
+	for range 20 {
+		_, err := askClient(t, t.Context(), client)
+		require.NoError(t, err)
+		select {
+		case <-closed:
+		case <-time.After(testGuard):
+			require.FailNow(t, "the connection stays")
+		}
+	}
+	require.EqualValues(t, 20, calls.Load())
+}
 
 // A client that hangs up costs no connection to the service: the call goes on, in
 // its place, and the connection serves the next one.
@@ -91,59 +441,6 @@ func TestHangUpsKeepConnections(t *testing.T) {
 	}
 }
 
-// A gateway that finds a param too large, answers early and closes, or just closes,
-// is no outage: a client chooses how long its param is.
-func TestLongParamAndAnEarlyEnd(t *testing.T) {
-	t.Parallel()
-	readSome := func(conn net.Conn) { conn.Read(make([]byte, 1024)) }
-	reset := func(conn net.Conn) { conn.(*net.TCPConn).SetLinger(0); conn.Close() }
-	for name, script := range map[string]func(conn net.Conn){
-		"413 and a close": func(conn net.Conn) {
-			readSome(conn)
-			io.WriteString(conn, clientWire(413, "too large", "Connection: close\r\n"))
-		},
-		"413 and a reset": func(conn net.Conn) {
-			readSome(conn)
-			io.WriteString(conn, clientWire(413, "too large"))
-			reset(conn)
-		},
-		"a close":                    readSome,
-		"a reset":                    func(conn net.Conn) { readSome(conn); reset(conn) },
-		"a close after the call":     func(conn net.Conn) { clientReadCall(bufio.NewReader(conn)) },
-		"a reset after the call":     func(conn net.Conn) { clientReadCall(bufio.NewReader(conn)); reset(conn) },
-		"a part of an answer's head": func(conn net.Conn) { clientReadCall(bufio.NewReader(conn)); io.WriteString(conn, "HTTP/1.1 2") },
-	} {
-		t.Run(name, func(t *testing.T) {
-			client := clientAt(t, "http://"+clientRaw(t, script))
-			for range 20 {
-				_, err := client.Verify(t.Context(), alicaptcha.Request{Param: strings.Repeat("x", 32<<10)})
-				var fault *alicaptcha.Error
-				require.ErrorAs(t, err, &fault)
-				require.Equal(t, alicaptcha.RequestRefused, fault.Code, "%v", err)
-			}
-			if strings.HasPrefix(name, "413") {
-				return
-			}
-			_, err := client.Verify(t.Context(), alicaptcha.Request{Param: strings.Repeat("x", 7<<10)})
-			var fault *alicaptcha.Error
-			require.ErrorAs(t, err, &fault)
-			require.Equal(t, alicaptcha.ServiceUnavailable, fault.Code, "a param of ordinary length is not the cause: %v", err)
-		})
-	}
-	// What came before the connection, or was slow, says nothing of the param.
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	require.NoError(t, err)
-	listener.Close()
-	long := alicaptcha.Request{Param: strings.Repeat("x", 32<<10)}
-	_, err = clientAt(t, "http://"+listener.Addr().String()).Verify(t.Context(), long)
-	require.Equal(t, alicaptcha.ServiceUnavailable, err.(*alicaptcha.Error).Code)
-	hanging := clientAt(t, "http://"+clientRaw(t, func(conn net.Conn) { io.Copy(io.Discard, conn) }))
-	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-	defer cancel()
-	_, err = hanging.Verify(ctx, long)
-	require.Equal(t, alicaptcha.ServiceTimeout, err.(*alicaptcha.Error).Code)
-}
-
 // A gateway that refuses a call and closes without saying so leaves a connection in
 // the pool that anybody's next call finds closed. A client brings that about, so it
 // is no outage; without a refusal before it, it is the service's doing.
@@ -159,29 +456,29 @@ func TestGatewayThatClosesUnannounced(t *testing.T) {
 		{"413", kept(413, ""), alicaptcha.Overloaded},
 		{"405", kept(405, "no such method"), alicaptcha.Overloaded},
 		{"429", kept(429, ""), alicaptcha.Overloaded},
-		{"a verdict", kept(200, clientPass), alicaptcha.ServiceUnavailable},
+		{"a verdict", kept(200, passAnswer), alicaptcha.ServiceUnavailable},
 		{"500", kept(500, ""), alicaptcha.ServiceUnavailable},
 	} {
 		t.Run(row.name, func(t *testing.T) {
-			addr := clientRaw(t, func(conn net.Conn) {
+			addr := serveRaw(t, func(conn net.Conn) {
 				in := bufio.NewReader(conn)
-				if clientReadCall(in) {
+				if readCall(in) {
 					io.WriteString(conn, row.first)
 					in.Peek(1) // as if the close had been on its way for as long
 				}
 			})
 			client := clientAt(t, "http://"+addr)
-			clientAsk(t, t.Context(), client)
-			result, err := clientAsk(t, t.Context(), client)
-			fault := clientFault(t, result, err)
+			askClient(t, t.Context(), client)
+			result, err := askClient(t, t.Context(), client)
+			fault := requireFault(t, result, err)
 			require.Equal(t, row.want, fault.Code)
 
 			// On a new connection it is the service's doing in any case.
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
 			require.NoError(t, err)
 			listener.Close()
-			result, err = clientAsk(t, t.Context(), clientAt(t, "http://"+listener.Addr().String()))
-			require.Equal(t, alicaptcha.ServiceUnavailable, clientFault(t, result, err).Code)
+			result, err = askClient(t, t.Context(), clientAt(t, "http://"+listener.Addr().String()))
+			require.Equal(t, alicaptcha.ServiceUnavailable, requireFault(t, result, err).Code)
 		})
 	}
 }
@@ -191,8 +488,8 @@ func TestAnswersHeadersAreBounded(t *testing.T) {
 	t.Parallel()
 	const size = 32 << 20
 	taken := make(chan int, 1)
-	addr := clientRaw(t, func(conn net.Conn) {
-		if !clientReadCall(bufio.NewReader(conn)) {
+	addr := serveRaw(t, func(conn net.Conn) {
+		if !readCall(bufio.NewReader(conn)) {
 			return
 		}
 		n, _ := io.WriteString(conn, "HTTP/1.1 200 OK\r\n")
@@ -206,64 +503,9 @@ func TestAnswersHeadersAreBounded(t *testing.T) {
 		}
 		taken <- n
 	})
-	cfg := clientConfig(nil)
+	cfg := secretConfig(nil)
 	cfg.Endpoint = "http://" + addr
-	result, err := clientAsk(t, t.Context(), clientNew(t, cfg))
-	require.Equal(t, alicaptcha.ServiceUnavailable, clientFault(t, result, err).Code)
+	result, err := askClient(t, t.Context(), newClient(t, cfg))
+	require.Equal(t, alicaptcha.ServiceUnavailable, requireFault(t, result, err).Code)
 	require.Less(t, <-taken, size/2) // what the kernel's buffers hold
-}
-
-// What a certificate says is cut and made printable before it is shown.
-func TestNamesOfACertificateAreCut(t *testing.T) {
-	t.Parallel()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	require.NoError(t, err)
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
-	for i := range 1000 {
-		template.DNSNames = append(template.DNSNames, fmt.Sprintf("name-%d\n\x1b[31m level=ERROR \u2028", i))
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil { // x509 makes no such name: an honest one will do for the length
-		for i := range template.DNSNames {
-			template.DNSNames[i] = fmt.Sprintf("name-%d.example.com", i)
-		}
-		der, err = x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	}
-	require.NoError(t, err)
-	cert, err := x509.ParseCertificate(der)
-	require.NoError(t, err)
-	roots := x509.NewCertPool()
-	roots.AddCert(cert)
-	server := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
-	client := clientAt(t, "https://"+clientRaw(t, func(conn net.Conn) { tls.Server(conn, server).Handshake() }), func(tr *http.Transport) {
-		tr.TLSClientConfig = &tls.Config{RootCAs: roots}
-	})
-	result, err := clientAsk(t, t.Context(), client)
-	fault := clientFault(t, result, err)
-	require.Contains(t, fault.Error(), "certificate")
-	requireShown(t, fault)
-
-	// So is whatever a Verifier of somebody else puts into an Error, and what a
-	// resolver or a proxy says.
-	odd := strings.Repeat("\n\x1b[31mlevel=ERROR é", 1000)
-	requireShown(t, &alicaptcha.Error{Code: alicaptcha.Code(odd), ServiceCode: odd, RequestID: odd})
-	for _, cause := range []error{
-		&net.DNSError{Err: odd, Name: odd, Server: odd},
-		&net.OpError{Op: "dial", Net: odd, Err: fmt.Errorf("%s", odd)},
-		&net.OpError{Op: "remote error", Err: fmt.Errorf("%s", odd)},
-		tls.RecordHeaderError{Msg: odd},
-		&tls.CertificateVerificationError{Err: fmt.Errorf("%s", odd)},
-	} {
-		_, err := clientNew(t, clientConfig(clientFailing(cause))).Verify(t.Context(), alicaptcha.Request{Param: "x"})
-		requireShown(t, err)
-	}
-}
-
-// requireShown checks that the text of err is short and printable.
-func requireShown(t *testing.T, err error) {
-	t.Helper()
-	require.Less(t, len(err.Error()), 1000)
-	for _, r := range err.Error() {
-		require.True(t, r < unicode.MaxASCII && unicode.IsPrint(r), "%q", err.Error())
-	}
 }

@@ -1,0 +1,274 @@
+package alicaptcha_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"golang.org/x/time/rate"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+)
+
+// A deadline that is shorter than Timeout is said, once a minute.
+func TestShortDeadlineIsLogged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log := new(logbook)
+		m, err := alicaptcha.New(alicaptcha.Config{Verifier: passing(), SceneID: "login", Logger: slog.New(log)})
+		require.NoError(t, err)
+		check := func(d time.Duration) {
+			ctx, cancel := context.WithTimeout(t.Context(), d)
+			defer cancel()
+			require.True(t, m.Check(loginRequest().WithContext(ctx)).Verified)
+		}
+		lines := func() int { return strings.Count(log.String(), "leaves the call less time than Config.Timeout") }
+		check(5 * time.Second)
+		require.Zero(t, lines())
+		for range 10 {
+			check(3 * time.Second)
+		}
+		require.Equal(t, 1, lines())
+		require.Contains(t, log.String(), "WARN captcha: the request's own deadline")
+		require.Contains(t, log.String(), "captcha.left=3s captcha.timeout=5s")
+		time.Sleep(time.Minute)
+		check(time.Second)
+		require.Equal(t, 2, lines())
+	})
+}
+
+// Nothing that a client or the service could smuggle in reaches a log line, an
+// error's text or a response: neither the param, nor a key, nor the service's
+// message.
+func TestSecretsStayIn(t *testing.T) {
+	t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", "")
+	const (
+		secret   = "the-secret-key"
+		stsToken = "the-sts-token"
+		message  = "the-service-says-so"
+		long     = "the-long-identifier"
+	)
+	bodies := []string{
+		`{"RequestId":"R","Message":"` + message + `","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"C"}}`,
+		`{"RequestId":"R","Message":"` + message + `","Code":"Success","Success":true,"Result":{"VerifyResult":false,"VerifyCode":"F001"}}`,
+		`{"RequestId":"R","Message":"` + message + `","Code":"` + message + " " + param + " " + secret + `","Success":false}`,
+		`{"RequestId":"` + message + " " + param + `","Message":"` + message + `","Code":"Forbidden.RAMUserAccessDenied"}`,
+		`{"RequestId":"R","Message":"` + message + `","Code":"Throttling.User"}`,
+		`<Error><Code>SignatureDoesNotMatch</Code><Message>` + message + `</Message></Error>`,
+		`<html>` + message + param + secret + stsToken + `</html>`,
+		message + param,
+		``,
+		`{"RequestId":"R","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"` + strings.Repeat("x", 200) + long + `"}}`,
+	}
+	for _, status := range []int{200, 302, 400, 401, 403, 429, 500} {
+		for _, body := range bodies {
+			upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Location", "/elsewhere?"+message)
+				w.WriteHeader(status)
+				io.WriteString(w, body)
+			}))
+			client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
+				Endpoint: upstream.URL, AccessKeyID: "the-id", AccessKeySecret: secret, SecurityToken: stsToken,
+			})
+			require.NoError(t, err)
+			for _, accept := range []string{"*/*", "text/html"} {
+				r := loginRequest()
+				r.Header.Set("Accept", accept)
+				tr := try(t, alicaptcha.Config{Verifier: client}, r)
+				o := tr.outcome(t)
+				require.NotEmpty(t, tr.log.String())
+				all := tr.log.String() + tr.Body.String() + fmt.Sprint(tr.Header())
+				if o.Err != nil {
+					all += o.Err.Error()
+				}
+				for _, word := range []string{param, secret, stsToken, message, long, "the-id"} {
+					require.NotContains(t, all, word, "status %d, body %s", status, body)
+				}
+			}
+			upstream.Close()
+		}
+	}
+}
+
+// A log line holds what an operator looks for under stable keys.
+func TestLogKeys(t *testing.T) {
+	t.Parallel()
+	tr := try(t, alicaptcha.Config{Verifier: answering(alicaptcha.Result{Code: "F001", CertifyID: "certify\n\x1b[31m", RequestID: "request"}, nil)}, loginRequest())
+	require.Regexp(t, `^INFO captcha: rejected captcha.code=F001 captcha.duration=\S+ captcha.scene=login captcha.certify_id=certify\?\?\[31m captcha.request_id=request\n$`, tr.log.String())
+
+	for body, want := range map[string]string{
+		`{"captchaVerifyParam":7}`: "param_malformed: the field is not a string",
+		`{`:                        "param_malformed: the body cannot be read as its Content-Type says",
+		`{"captchaVerifyParam":"` + strings.Repeat("x", 40<<10) + `"}`:          "param_too_large: the param has 40960 bytes",
+		`{"a":"` + strings.Repeat("x", 200<<10) + `","captchaVerifyParam":"x"}`: "param_too_large: not found in the first 131072 bytes of the body",
+	} {
+		require.Contains(t, try(t, alicaptcha.Config{Verifier: passing()}, jsonRequest(body)).log.String(), "captcha.error=alicaptcha: "+want)
+	}
+
+	r := loginRequest()
+	r.Header.Set("Content-Encoding", "gzip")
+	tr = try(t, alicaptcha.Config{Verifier: passing()}, r)
+	require.Contains(t, tr.log.String(), "captcha.error=alicaptcha: param_malformed: the body is compressed\n")
+
+	tr = try(t, alicaptcha.Config{Verifier: answering(alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceThrottled, Status: 429, ServiceCode: "Throttling.User", RequestID: "R1"})}, loginRequest())
+	require.Contains(t, tr.log.String(), "captcha.error=alicaptcha: service_throttled (status 429, code Throttling.User, request R1)")
+	require.Contains(t, tr.log.String(), "captcha.description=")
+}
+
+// What calls for the operator is said once a minute, not once a request.
+func TestOperatorsFaultsAreLoggedOnceAMinute(t *testing.T) {
+	t.Parallel()
+	for _, code := range []alicaptcha.Code{alicaptcha.T005, alicaptcha.F004, alicaptcha.F005, alicaptcha.F006, alicaptcha.F012, alicaptcha.F016, alicaptcha.F021, alicaptcha.F022, alicaptcha.Misconfigured} {
+		synctest.Test(t, func(t *testing.T) {
+			log := new(logbook)
+			verifier := answering(alicaptcha.Result{Code: code, Passed: code == alicaptcha.T005}, nil)
+			if code == alicaptcha.Misconfigured {
+				verifier = answering(alicaptcha.Result{}, &alicaptcha.Error{Code: code})
+			}
+			m, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login", Logger: slog.New(log)})
+			require.NoError(t, err)
+			loud := func() (n int) {
+				for _, level := range log.levels() {
+					if level > slog.LevelInfo {
+						n++
+					}
+				}
+				return n
+			}
+			for range 100 {
+				m.Check(loginRequest())
+			}
+			require.Equal(t, 1, loud())
+			require.Len(t, log.levels(), 100, "the others are there, at info")
+			time.Sleep(time.Minute)
+			m.Check(loginRequest())
+			require.Equal(t, 2, loud())
+		})
+	}
+}
+
+// Whoever opens an operator's fault still hears of it.
+func TestOpenedFaultIsStillLogged(t *testing.T) {
+	t.Parallel()
+	log := new(logbook)
+	m, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: alicaptchatest.Failing(alicaptcha.Misconfigured), SceneID: "login", Logger: slog.New(log),
+		Policy: alicaptcha.Policy{alicaptcha.Misconfigured: alicaptcha.AllowAtMost(rate.NewLimiter(0, 2))},
+	})
+	require.NoError(t, err)
+	for range 4 {
+		m.Check(loginRequest())
+	}
+	require.Equal(t, []slog.Level{slog.LevelError, slog.LevelWarn, slog.LevelInfo, slog.LevelInfo}, log.levels())
+}
+
+// outage returns a Middleware whose Verifier always fails and whose Policy asks l.
+func outage(t *testing.T, l alicaptcha.Limiter, cfg alicaptcha.Config) *alicaptcha.Middleware {
+	t.Helper()
+	cfg.Verifier = answering(alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable})
+	cfg.Policy = alicaptcha.Policy{alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(l)}
+	return newMiddleware(t, cfg)
+}
+
+// A Limiter that hangs holds MaxConcurrent requests at most, for a second each, and
+// the others get their rejection at once.
+func TestLimiterThatHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var inside, most atomic.Int64
+		release := make(chan struct{})
+		log := new(logbook)
+		m := outage(t, limiterFunc(func() bool {
+			most.Store(max(most.Load(), inside.Add(1)))
+			defer inside.Add(-1)
+			<-release
+			return true
+		}), alicaptcha.Config{MaxConcurrent: 4, Logger: slog.New(log)})
+		start := time.Now()
+		var atOnce, later atomic.Int64
+		var all sync.WaitGroup
+		for range 300 {
+			all.Go(func() {
+				o := m.Check(loginRequest())
+				require.False(t, o.Allowed)
+				require.Equal(t, alicaptcha.DefaultPolicy()[o.Code], o.Action)
+				if time.Since(start) == 0 {
+					atOnce.Add(1)
+				} else {
+					later.Add(1)
+					require.Equal(t, time.Second, time.Since(start))
+				}
+			})
+		}
+		all.Wait()
+		require.EqualValues(t, 4, most.Load())
+		require.EqualValues(t, 296, atOnce.Load())
+		require.EqualValues(t, 4, later.Load())
+		require.Equal(t, 1, strings.Count(log.String(), "a Limiter does not answer in time"), "once a minute")
+		require.False(t, m.Check(loginRequest()).Allowed, "the places are still taken")
+		require.EqualValues(t, 4, inside.Load())
+
+		close(release)
+		synctest.Wait()
+		require.True(t, m.Check(loginRequest()).Allowed, "the places are given back")
+	})
+}
+
+// A Limiter that panics, or ends its goroutine, lets nobody in and keeps no place.
+func TestLimiterThatPanics(t *testing.T) {
+	t.Parallel()
+	for name, l := range map[string]limiterFunc{
+		"panic":  func() bool { panic("a text that must not be logged") },
+		"abort":  func() bool { panic(http.ErrAbortHandler) },
+		"Goexit": func() bool { runtime.Goexit(); return true },
+	} {
+		t.Run(name, func(t *testing.T) {
+			log := new(logbook)
+			m := outage(t, l, alicaptcha.Config{MaxConcurrent: 1, Logger: slog.New(log)})
+			for range 5 {
+				o := m.Check(loginRequest())
+				require.False(t, o.Allowed)
+				require.Equal(t, 503, o.Action.Status)
+			}
+			require.NotContains(t, log.String(), "must not be logged")
+			require.NotContains(t, log.String(), "does not answer in time")
+			require.Equal(t, name != "Goexit", strings.Contains(log.String(), "ERROR captcha: the Limiter panicked"))
+			if name != "Goexit" {
+				require.Equal(t, 1, strings.Count(log.String(), "captcha.stack"), "once a minute")
+				require.Contains(t, log.String(), "outcome_test.go", "the stack")
+			}
+		})
+	}
+}
+
+// A router's deadline that has passed does not keep a Limiter from being asked.
+func TestLimiterAfterTheDeadline(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMiddleware(t, alicaptcha.Config{
+			Verifier: &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
+				<-ctx.Done()
+				return alicaptcha.Result{}, ctx.Err()
+			}},
+			Policy: alicaptcha.Policy{alicaptcha.ServiceTimeout: alicaptcha.AllowAtMost(limiterFunc(func() bool {
+				time.Sleep(10 * time.Millisecond)
+				return true
+			}))},
+		})
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		require.True(t, m.Check(loginRequest().WithContext(ctx)).Allowed)
+	})
+}
