@@ -388,7 +388,7 @@ func TestOperationsAlerts(t *testing.T) {
 func TestSecurityOpenings(t *testing.T) {
 	t.Parallel()
 	documented := map[string][]string{}
-	for _, row := range cells(section(t, "../SECURITY.md", "## What can be opened")) {
+	for _, row := range cells(section(t, "../.github/SECURITY.md", "## What can be opened")) {
 		documented[row[0]] = names(row[1])
 	}
 	opens := func(c alicaptcha.Code, a alicaptcha.Action) bool {
@@ -440,7 +440,7 @@ func TestSecurityTests(t *testing.T) {
 		}
 		return nil
 	}))
-	claims := cells(section(t, "../SECURITY.md", "## The tests behind this"))
+	claims := cells(section(t, "../.github/SECURITY.md", "## The tests behind this"))
 	require.Greater(t, len(claims), 20)
 	for _, claim := range claims {
 		require.Len(t, claim, 2)
@@ -469,7 +469,7 @@ func TestOperationsMemory(t *testing.T) {
 		thousands := map[string]string{"KB": "_000", "MB": "_000_000"}[unit]
 		require.True(t, strings.Contains(string(source), fmt.Sprintf("{%d, %d%s},", limit, bound, thousands)), row[0])
 	}
-	for _, file := range []string{"../README.md", "../SECURITY.md"} {
+	for _, file := range []string{"../README.md", "../.github/SECURITY.md"} {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		require.Contains(t, string(text), "up to "+rows[0][1]+" of memory", file)
