@@ -92,11 +92,7 @@ var languages = language.NewMatcher([]language.Tag{language.English, language.Si
 // It is what a Config without OnReject uses. It always rejects, also an Outcome
 // that is Allowed; what o.Action leaves out, or all of it, is the default.
 func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
-	a := o.Action
-	if a == (Action{}) {
-		a = byDefault(o.Code)
-	}
-	a = a.rejection(o.Code)
+	a := o.rejection()
 	if a.Status < 400 || a.Status > 599 {
 		a.Status = http.StatusForbidden
 	}
@@ -140,6 +136,15 @@ func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
 	if r.Method != http.MethodHead {
 		w.Write(body) // an error is the client's going away
 	}
+}
+
+// rejection returns the complete rejection for o.
+func (o Outcome) rejection() Action {
+	a := o.Action
+	if a == (Action{}) {
+		a = byDefault(o.Code)
+	}
+	return a.rejection(o.Code)
 }
 
 // detail says what happened and what helps.

@@ -15,10 +15,12 @@ import (
 // from any goroutine, repeat its answer.
 //
 // Where gates are nested, every one of them has to be satisfied, the outermost
-// first, each by its own Verifier and scene. The Outcome is that of the first that
-// is not, or else the innermost's. Under [Middleware.Handler] Ask repeats the answer
-// of the gate. Where no middleware stands the Outcome is Misconfigured, and the
-// request may not proceed.
+// first, each by its own Verifier and scene. Each needs a param of its own then, and
+// so its own Extractors. The Outcome is that of the first that is not satisfied, or
+// else the innermost's. Under [Middleware.Handler] Ask repeats the answer of that
+// gate; a Handler inside of a Deferred asks its own gate only, and the handler behind
+// it has to call Ask or Require for the outer one. Where no middleware stands the
+// Outcome is Misconfigured, and the request may not proceed.
 //
 // The answer belongs to ctx. Requests that share one, such as the parts of a batch
 // that a handler dispatches with its own request's context, share the answer, and
@@ -29,6 +31,9 @@ func Ask(ctx context.Context) (o Outcome, proceed bool) {
 	case *requestState:
 		return s.ask(ctx)
 	case Outcome: // of alicaptchatest.NewContext
+		if !s.Allowed {
+			s.Action = s.rejection()
+		}
 		return s, s.Allowed
 	}
 	return (*Middleware)(nil).judge(ctx, nil, "", nil), false
@@ -150,6 +155,9 @@ func (v *verification) judge(ctx context.Context) {
 	if mark, ok := ctx.Value(gate.MarkKey{}).(*gate.Mark); ok {
 		mark.Passed.Store(proceed)
 		mark.Rejected.Store(!proceed)
+		if !proceed && mark.Refusing != nil {
+			mark.Refusing()
+		}
 	}
 	end = judged
 }

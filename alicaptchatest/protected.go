@@ -24,10 +24,13 @@ type TestingT interface {
 // It does not go by the status of the answer, which others can write too, but
 // asks the middleware what it did, and reports a route where anything was written
 // before the rejection or added to it: there the handler runs before the gate, or
-// does not heed what Require returned. The body is empty, of type
-// application/json. A route behind a login is reported, because the login answers
-// first: give AssertProtected a handler without it. A handler that runs in spite
-// of the rejection and writes nothing, it does not see.
+// does not heed what Require returned. A handler that calls Ask writes its own
+// rejection, which must have a status of 300 or more, gRPC's aside. The body is empty,
+// of type application/json. A route behind a login, and one whose handler validates
+// the body before it asks, are reported, because they answer first: give
+// AssertProtected a handler without the login, or one that puts a valid body without
+// a param in the place of the empty one. A handler that runs in spite of the rejection
+// and writes nothing, it does not see.
 func AssertProtected(t TestingT, h http.Handler, routes ...string) bool {
 	t.Helper()
 	if len(routes) == 0 {
@@ -49,10 +52,13 @@ func probe(h http.Handler, route string) (fault string) {
 	w := &recorder{ResponseRecorder: httptest.NewRecorder()}
 	var before, rejection written
 	expected, byGate := 0, false
-	mark := gate.Mark{Rejecting: func(status int) func() {
-		before, expected, byGate = w.written(), status, true
-		return func() { rejection = w.written() }
-	}}
+	mark := gate.Mark{
+		Refusing: func() { before = w.written() },
+		Rejecting: func(status int) func() {
+			expected, byGate = status, true
+			return func() { rejection = w.written() }
+		},
+	}
 	r, err := newRequest(context.WithValue(context.Background(), gate.MarkKey{}, &mark), route)
 	if err != nil {
 		return err.Error()
@@ -67,8 +73,11 @@ func probe(h http.Handler, route string) (fault string) {
 	got := w.written()
 	var isRejection bool
 	switch {
-	case !byGate || !got.wrote: // after Ask the handler writes its own
+	case !got.wrote:
 		isRejection = true
+	case !byGate: // after Ask the handler writes its own; gRPC has its status in a trailer
+		isGRPC := strings.HasPrefix(w.Header().Get("Content-Type"), "application/grpc")
+		isRejection = got.status >= 300 || isGRPC
 	case rejection.wrote:
 		isRejection = got == rejection
 	case expected != 0: // a middleware in between has kept the answer back
@@ -132,9 +141,10 @@ func hint(status int) string {
 	case status == http.StatusNotFound || status == http.StatusMethodNotAllowed:
 		return "the mux has no such route, or the handler is not wrapped"
 	case status >= 300:
-		return "the mux or another middleware answered first, or the handler is not wrapped"
+		return "the mux or another middleware answered first, the handler refused the empty body before it asked, " +
+			"or it is not wrapped"
 	}
-	return "the handler is not wrapped, or it is behind Deferred and did not call Require"
+	return "the handler is not wrapped, or it is behind Deferred and called neither Ask nor Require"
 }
 
 func newRequest(ctx context.Context, route string) (r *http.Request, err error) {

@@ -16,6 +16,10 @@ type Mark struct {
 	Rejected atomic.Bool // Ask or Require returned false
 	Passed   atomic.Bool // the next handler was called, or Ask or Require returned true
 
+	// Refusing, if not nil, is called when Ask or Require is about to return
+	// false for the first time.
+	Refusing func()
+
 	// Rejecting, if not nil, is called before the middleware has a rejection
 	// of that status written, and what it returns afterwards. The status is 0 if
 	// an OnReject chooses it.
