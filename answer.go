@@ -106,7 +106,7 @@ func (c connection) noAnswer(req *http.Request, a *answer, err error) *Error {
 	case req.ContentLength > longBody && a.connected.Load():
 		e.Code = RequestRefused
 	case a.reused.Load() && !a.answered.Load() && time.Since(time.Unix(0, c.refused.Load())) < refusalLasts:
-		e.Code, e.Err = Overloaded, safeError{"the service closed a connection that was kept, after a refusal", err}
+		e.Code, e.Err = RequestRefused, safeError{"the connection was kept, and closed after an earlier refusal", err}
 	}
 	return e
 }

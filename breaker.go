@@ -130,7 +130,10 @@ func (b *Breaker) State() BreakerState {
 	return BreakerState(b.circuit.State().String())
 }
 
-var errNoBreaker = safeError{text: "a Breaker that NewBreaker did not make"}
+var (
+	errBreakerOpen = safeError{"the breaker is open", ErrBreakerOpen}
+	errNoBreaker   = safeError{text: "a Breaker that NewBreaker did not make"}
+)
 
 // What the circuit is told of a call that had no answer.
 var (
@@ -146,7 +149,7 @@ func (b *Breaker) Verify(ctx context.Context, req Request) (Result, error) {
 	done, err := b.circuit.Allow()
 	b.logChanges()
 	if err != nil {
-		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{"the breaker is open", ErrBreakerOpen}}
+		return Result{}, &Error{Code: ServiceUnavailable, Err: errBreakerOpen}
 	}
 	end := errNeutral // of a panic: a param that brings one about must not open the breaker
 	defer func() {

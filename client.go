@@ -328,6 +328,8 @@ var operation = &openapi.Params{
 	BodyType:    new("json"),
 }
 
+var errNoClient = safeError{text: "a Client that NewClient did not make"}
+
 // Verify asks the service for its verdict, by VerifyIntelligentCaptcha. It takes
 // until the deadline of ctx at most, or 5 s where ctx has none. Every error is
 // an [*Error]: ClientCanceled if ctx was cancelled, ServiceTimeout if its
@@ -335,7 +337,7 @@ var operation = &openapi.Params{
 func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	switch {
 	case c == nil || c.keys == nil:
-		return Result{}, &Error{Code: Misconfigured, Err: safeError{text: "a Client that NewClient did not make"}}
+		return Result{}, &Error{Code: Misconfigured, Err: errNoClient}
 	case req.Param == "":
 		return Result{}, &Error{Code: ParamMissing}
 	case !utf8.ValidString(req.Param): // the SDK would replace bytes in it
@@ -363,7 +365,7 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	_, err = sdk.CallApiWithCtx(a.trace(context.WithValue(ctx, answerKey{}, &a)), operation, &openapi.OpenApiRequest{
 		Headers: map[string]*string{"content-type": new("application/x-www-form-urlencoded")},
 		Body:    form.Encode(),
-	}, &dara.RuntimeOptions{})
+	}, &dara.RuntimeOptions{}) // without retries: a param is spent once
 	switch {
 	case !a.taken: // the SDK did not come as far as the call
 		return Result{}, callError(ctx, err)

@@ -74,6 +74,18 @@ var serviceCodes = []serviceCode{
 		"a made-up param passed: look for test mode and an allow-list in the console"},
 }
 
+// ownRemedies are for the Errors that the package makes without a call, by the texts
+// of their causes.
+var ownRemedies = map[string]string{
+	errBreakerOpen.text:  "the breaker is open because the service has failed: see what failed before",
+	errNoBreaker.text:    "use a Breaker that NewBreaker returned, and its error",
+	errNoClient.text:     "use a Client that NewClient returned, and its error",
+	errNoMiddleware.text: "put a Middleware that New returned before the handler, and look at the error of New",
+	errNoScene.text:      "have SceneIDFunc return a scene for the route, or gate it by another Middleware",
+	errNoVerdict.text:    "mend the Verifier: its Result contradicts itself, or has a Code of another shape",
+	errPanicked.text:     "mend the Verifier: the line about its panic has the stack",
+}
+
 // lookUp returns what is known of a Code of the service.
 func lookUp(code string) (known serviceCode, ok bool) {
 	for _, known := range serviceCodes {
@@ -92,6 +104,9 @@ func (e *Error) Remedy() string {
 	}
 	if known, ok := lookUp(e.ServiceCode); ok {
 		return known.remedy
+	}
+	if safe, ok := e.Err.(safeError); ok && ownRemedies[safe.text] != "" {
+		return ownRemedies[safe.text]
 	}
 	_, isDNS := errors.AsType[*net.DNSError](e)
 	_, isCert := errors.AsType[*tls.CertificateVerificationError](e)

@@ -22,5 +22,18 @@ func TestServiceCodes(t *testing.T) {
 	_, ok := lookUp("Success")
 	require.False(t, ok)
 	require.Empty(t, (*Error)(nil).Remedy())
+	for _, own := range []safeError{
+		errBreakerOpen, errNoBreaker, errNoClient, errNoMiddleware, errNoScene, errNoVerdict, errPanicked,
+	} {
+		e := &Error{Code: ServiceUnavailable, Err: own}
+		require.NotEmpty(t, ownRemedies[own.text])
+		require.Equal(t, ownRemedies[own.text], e.Remedy())
+	}
+	require.NotEmpty(t, (&Error{Code: ServiceUnavailable, Err: unhashable{"x"}}).Remedy())
 	require.Equal(t, Overloaded.Description(), (&Error{Code: Overloaded}).Remedy(), "else what the Code says")
 }
+
+// An unhashable error cannot be the key of a map.
+type unhashable []string
+
+func (unhashable) Error() string { return "x" }

@@ -391,18 +391,3 @@ func ended(ctx context.Context) *Error {
 	}
 	return &Error{Code: code, Err: safeError{err.Error(), err}}
 }
-
-// classify returns the Error for one that a Verifier returned.
-func classify(asking context.Context, err error) *Error {
-	e, typed := errors.AsType[*Error](err)
-	if e != nil && e.Code != ParamMissing && e.Code != ClientCanceled && e.Code.Known() {
-		if _, verdict := e.Code.Verdict(); !verdict {
-			return e
-		}
-	}
-	code := ServiceUnavailable
-	if !typed && asking.Err() == context.DeadlineExceeded {
-		code = ServiceTimeout
-	}
-	return &Error{Code: code, Err: err}
-}

@@ -201,7 +201,7 @@ var codes = map[Code]codeInfo{
 	},
 	Overloaded: {
 		"The limit on verifications at once, the request's own deadline, or a limit of this machine (open " +
-			"files, ports, memory) was reached, or a gateway that refuses calls closed a connection under one.",
+			"files, ports, memory) was reached.",
 		actUnavailable, openNever,
 	},
 }

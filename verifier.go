@@ -3,6 +3,7 @@ package alicaptcha
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"strconv"
@@ -119,6 +120,22 @@ func (e *Error) Unwrap() error {
 		return nil
 	}
 	return e.Err
+}
+
+// classify returns the Error for one that a Verifier returned. A word that is not a
+// Verifier's to say, or no word of ours, is ServiceUnavailable.
+func classify(asking context.Context, err error) *Error {
+	e, typed := errors.AsType[*Error](err)
+	if e != nil && e.Code != ParamMissing && e.Code != ClientCanceled && e.Code.Known() {
+		if _, verdict := e.Code.Verdict(); !verdict {
+			return e
+		}
+	}
+	code := ServiceUnavailable
+	if !typed && asking.Err() == context.DeadlineExceeded {
+		code = ServiceTimeout
+	}
+	return &Error{Code: code, Err: err}
 }
 
 // A safeError has a text that Error.Error may show; what it wraps may say more.

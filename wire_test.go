@@ -453,9 +453,9 @@ func TestGatewayThatClosesUnannounced(t *testing.T) {
 		name, first string
 		want        alicaptcha.Code
 	}{
-		{"413", kept(413, ""), alicaptcha.Overloaded},
-		{"405", kept(405, "no such method"), alicaptcha.Overloaded},
-		{"429", kept(429, ""), alicaptcha.Overloaded},
+		{"413", kept(413, ""), alicaptcha.RequestRefused},
+		{"405", kept(405, "no such method"), alicaptcha.RequestRefused},
+		{"429", kept(429, ""), alicaptcha.RequestRefused},
 		{"a verdict", kept(200, passAnswer), alicaptcha.ServiceUnavailable},
 		{"500", kept(500, ""), alicaptcha.ServiceUnavailable},
 	} {
