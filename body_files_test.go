@@ -29,7 +29,8 @@ func tempFiles(t *testing.T) func() int {
 // uploadRequest is a body with a file that is longer than the memory that the tests
 // give to ParseMultipartForm.
 func uploadRequest(size int) string {
-	return formPart(`name="captchaVerifyParam"`, "x") + formPart(`name="up"; filename="u.bin"`, strings.Repeat("u", size)) + formEnd
+	return formPart(`name="captchaVerifyParam"`, "x") +
+		formPart(`name="up"; filename="u.bin"`, strings.Repeat("u", size)) + formEnd
 }
 
 func TestExtractTemporaryFilesOfExtractor(t *testing.T) {
@@ -53,11 +54,13 @@ func TestExtractTemporaryFilesOfExtractor(t *testing.T) {
 		made       int
 	}{
 		{"it finds", upload, []alicaptcha.Extractor{parses("x", nil)}, alicaptcha.T001, 1},
-		{"the next one finds", upload, []alicaptcha.Extractor{parses("", nil), alicaptcha.FromForm("captchaVerifyParam")}, alicaptcha.T001, 1},
+		{"the next one finds", upload,
+			[]alicaptcha.Extractor{parses("", nil), alicaptcha.FromForm("captchaVerifyParam")}, alicaptcha.T001, 1},
 		{"two of them", upload, []alicaptcha.Extractor{parses("", nil), parses("x", nil)}, alicaptcha.T001, 1},
 		{"it fails", upload, []alicaptcha.Extractor{parses("", errBoom)}, alicaptcha.ParamMalformed, 1},
 		{"none finds", upload, []alicaptcha.Extractor{parses("", nil)}, alicaptcha.ParamMissing, 1},
-		{"the file is too large", uploadRequest(256 << 10), []alicaptcha.Extractor{parses("x", nil)}, alicaptcha.ParamTooLarge, 0},
+		{"the file is too large", uploadRequest(256 << 10), []alicaptcha.Extractor{parses("x", nil)},
+			alicaptcha.ParamTooLarge, 0},
 	} {
 		made = 0
 		gate, _ := newGateAndSpy(t, nil, c.extractors...)

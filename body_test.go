@@ -40,14 +40,16 @@ func TestExtractEveryLimit(t *testing.T) {
 		{"JSON without more", jsonType, `{"f":"value"}`, len(`{"f":"value"`)},
 		{"form", formType, formBody, strings.Index(formBody, "b=")},
 		{"form without more", formType, "a=1&f=value", len("a=1&f=value")},
-		{"multipart", multipartType, formPart(`name="a"`, "1") + formPart(`name="f"`, "value") + formPart(`name="b"`, "2") + formEnd, 0},
+		{"multipart", multipartType,
+			formPart(`name="a"`, "1") + formPart(`name="f"`, "value") + formPart(`name="b"`, "2") + formEnd, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			found := false
 			for limit := 1; limit <= len(c.body)+2; limit++ {
 				for delivery, reader := range deliveries {
-					gate, verifier := newGateAndSpy(t, func(cfg *alicaptcha.Config) { cfg.MaxBodyBytes = limit }, alicaptcha.FromBody("f"))
+					config := func(cfg *alicaptcha.Config) { cfg.MaxBodyBytes = limit }
+					gate, verifier := newGateAndSpy(t, config, alicaptcha.FromBody("f"))
 					r := bodyRequest(c.contentType, reader(c.body))
 					o := gate.Check(r)
 					if limit >= len(c.body) || c.enough != 0 && limit >= c.enough || found && c.enough != 0 {
@@ -232,7 +234,8 @@ func TestExtractReadError(t *testing.T) {
 		{"form, in the field", formType, "captchaVerifyParam=x", alicaptcha.ParamMalformed},
 		{"form, before the field", formType, "a=1&", alicaptcha.ParamMalformed},
 		{"form, at once", formType, "", alicaptcha.ParamMalformed},
-		{"multipart, after the field", multipartType, formPart(`name="captchaVerifyParam"`, "x") + "--b\r\n", alicaptcha.T001},
+		{"multipart, after the field", multipartType,
+			formPart(`name="captchaVerifyParam"`, "x") + "--b\r\n", alicaptcha.T001},
 		{"multipart, in the field", multipartType, formPart(`name="captchaVerifyParam"`, "x"), alicaptcha.ParamMalformed},
 		{"multipart, at once", multipartType, "", alicaptcha.ParamMalformed},
 		{"unknown type", "text/plain", "hello", alicaptcha.ParamMissing},
@@ -387,11 +390,13 @@ func TestExtractHandlerUses(t *testing.T) {
 		formBody = "f=x&a=1&a=2&b=%26"
 		jsonBody = `{"f":"x","a":["1","2"],"b":"&"}`
 	)
-	multBody := formPart(`name="f"`, "x") + formPart(`name="a"`, "1") + formPart(`name="a"`, "2") + formPart(`name="b"`, "&") +
+	multBody := formPart(`name="f"`, "x") +
+		formPart(`name="a"`, "1") + formPart(`name="a"`, "2") + formPart(`name="b"`, "&") +
 		formPart(`name="up"; filename="u.txt"`, "contents") + formEnd
 	wantPost := url.Values{"f": {"x"}, "a": {"1", "2"}, "b": {"&"}}
 	wantForm := url.Values{"f": {"x"}, "a": {"1", "2", "query"}, "b": {"&"}, "q": {"1"}}
-	wantMult := url.Values{"f": {"x"}, "a": {"query", "1", "2"}, "b": {"&"}, "q": {"1"}} // net/http puts the query first here
+	// net/http puts the query first here
+	wantMult := url.Values{"f": {"x"}, "a": {"query", "1", "2"}, "b": {"&"}, "q": {"1"}}
 
 	type use struct {
 		name, contentType, body string
@@ -478,10 +483,13 @@ func TestExtractHandlerUses(t *testing.T) {
 
 	// What users write, good habits and bad, before the extractor that finds.
 	extractors := map[string]alicaptcha.Extractor{
-		"ours":               alicaptcha.FromHeader("none"),
-		"reads all":          func(r *http.Request) (string, error) { io.Copy(io.Discard, r.Body); return "", nil },
-		"closes":             func(r *http.Request) (string, error) { return "", r.Body.Close() },
-		"reads all, closes":  func(r *http.Request) (string, error) { io.Copy(io.Discard, r.Body); return "", r.Body.Close() },
+		"ours":      alicaptcha.FromHeader("none"),
+		"reads all": func(r *http.Request) (string, error) { io.Copy(io.Discard, r.Body); return "", nil },
+		"closes":    func(r *http.Request) (string, error) { return "", r.Body.Close() },
+		"reads all, closes": func(r *http.Request) (string, error) {
+			io.Copy(io.Discard, r.Body)
+			return "", r.Body.Close()
+		},
 		"ParseForm":          func(r *http.Request) (string, error) { return "", r.ParseForm() },
 		"ParseMultipartForm": func(r *http.Request) (string, error) { r.ParseMultipartForm(1 << 20); return "", nil },
 		"FormValue":          func(r *http.Request) (string, error) { return r.FormValue("none"), nil },
@@ -585,11 +593,15 @@ func TestExtractFormParsedByOuter(t *testing.T) {
 			require.ErrorIs(t, r.ParseMultipartForm(1), http.ErrNotMultipart)
 			return nil
 		}, alicaptcha.T001},
-		{"form by FormValue", formType, "a=1&f=x", "", func(r *http.Request) error { r.FormValue("a"); return nil }, alicaptcha.T001},
+		{"form by FormValue", formType, "a=1&f=x", "", func(r *http.Request) error {
+			r.FormValue("a")
+			return nil
+		}, alicaptcha.T001},
 		{"multipart", multipartType, multBody, "", parseMultipart, alicaptcha.T001},
 		{"multipart by ParseForm, which does not read it", multipartType, multBody, "", parseForm, alicaptcha.T001},
 		{"form without the field", formType, "a=1", "f=no", parseForm, alicaptcha.ParamMissing},
-		{"multipart without the field", multipartType, formPart(`name="a"`, "1") + formEnd, "f=no", parseMultipart, alicaptcha.ParamMalformed},
+		{"multipart without the field", multipartType, formPart(`name="a"`, "1") + formEnd, "f=no",
+			parseMultipart, alicaptcha.ParamMalformed},
 		{"query only", formType, "", "f=no", parseForm, alicaptcha.ParamMissing},
 		{"not UTF-8", formType, "f=%ff", "", parseForm, alicaptcha.ParamMalformed},
 	} {
@@ -684,12 +696,14 @@ func TestExtractMaxBytesReader(t *testing.T) {
 		}
 	})
 	for name, c := range map[string]struct{ contentType, body string }{
-		"form":                    {formType, late},
-		"JSON":                    {jsonType, `{"a":"` + strings.Repeat("y", 10_000) + `","captchaVerifyParam":"x"}`},
-		"multipart":               {multipartType, formPart(`name="a"; filename="a"`, strings.Repeat("y", 10_000)) + formPart(`name="captchaVerifyParam"`, "x") + formEnd},
-		"multipart, in the field": {multipartType, formPart(`name="captchaVerifyParam"`, strings.Repeat("y", 10_000)) + formEnd},
-		"JSON, in the field":      {jsonType, `{"captchaVerifyParam":"` + strings.Repeat("y", 10_000) + `"}`},
-		"JSON, in a name":         {jsonType, `{"` + strings.Repeat("y", 10_000) + `":1}`},
+		"form": {formType, late},
+		"JSON": {jsonType, `{"a":"` + strings.Repeat("y", 10_000) + `","captchaVerifyParam":"x"}`},
+		"multipart": {multipartType, formPart(`name="a"; filename="a"`, strings.Repeat("y", 10_000)) +
+			formPart(`name="captchaVerifyParam"`, "x") + formEnd},
+		"multipart, in the field": {multipartType,
+			formPart(`name="captchaVerifyParam"`, strings.Repeat("y", 10_000)) + formEnd},
+		"JSON, in the field": {jsonType, `{"captchaVerifyParam":"` + strings.Repeat("y", 10_000) + `"}`},
+		"JSON, in a name":    {jsonType, `{"` + strings.Repeat("y", 10_000) + `":1}`},
 	} {
 		t.Run("outside, field behind, "+name, func(t *testing.T) {
 			t.Parallel()

@@ -30,7 +30,9 @@ var errBoom = errors.New("boom")
 
 // newGateAndSpy returns a Middleware with these extractors (none: the default ones)
 // and the Verifier behind it.
-func newGateAndSpy(tb testing.TB, change func(*alicaptcha.Config), extractors ...alicaptcha.Extractor) (*alicaptcha.Middleware, *spy) {
+func newGateAndSpy(
+	tb testing.TB, change func(*alicaptcha.Config), extractors ...alicaptcha.Extractor,
+) (*alicaptcha.Middleware, *spy) {
 	tb.Helper()
 	v := passing()
 	cfg := alicaptcha.Config{
@@ -196,7 +198,8 @@ func TestExtractHeader(t *testing.T) {
 		{name: "over the limit", header: header("123456789"), maxParam: 8, code: alicaptcha.ParamTooLarge},
 		{name: "at the default limit", header: header(strings.Repeat("x", 32<<10)), param: strings.Repeat("x", 32<<10)},
 		{name: "over the default limit", header: header(strings.Repeat("x", 32<<10+1)), code: alicaptcha.ParamTooLarge},
-		{name: "any spelling", header: http.Header{"X-Token": {"x"}}, extractors: []alicaptcha.Extractor{alicaptcha.FromHeader("x-tOKEN")}, param: "x"},
+		{name: "any spelling", header: http.Header{"X-Token": {"x"}},
+			extractors: []alicaptcha.Extractor{alicaptcha.FromHeader("x-tOKEN")}, param: "x"},
 		{name: "another", header: http.Header{"X-Token": {"x"}}, code: alicaptcha.ParamMissing},
 	})
 }
@@ -222,7 +225,8 @@ func TestExtractContentType(t *testing.T) {
 		{name: "problem+json", contentType: "application/problem+json", body: inJSON, param: "x"},
 		{name: "vendor type", contentType: "application/vnd.example.v2+JSON; v=1", body: inJSON, param: "x"},
 		{name: "multipart", contentType: multipartType, body: inMult, param: "x"},
-		{name: "multipart in capitals, quoted", contentType: `Multipart/Form-Data; charset=utf-8; Boundary="b"`, body: inMult, param: "x"},
+		{name: "multipart in capitals, quoted", contentType: `Multipart/Form-Data; charset=utf-8; Boundary="b"`, body: inMult,
+			param: "x"},
 
 		{name: "missing", body: inJSON, code: alicaptcha.ParamMissing},
 		{name: "missing for a form", body: inForm, code: alicaptcha.ParamMissing},
@@ -232,23 +236,30 @@ func TestExtractContentType(t *testing.T) {
 		{name: "jsonp", contentType: "application/jsonp", body: inJSON, code: alicaptcha.ParamMissing},
 		{name: "multipart/mixed", contentType: "multipart/mixed; boundary=b", body: inMult, code: alicaptcha.ParamMissing},
 		{name: "FromForm on JSON", contentType: jsonType, body: inJSON, extractors: formOnly, code: alicaptcha.ParamMissing},
-		{name: "FromJSON on a form", contentType: formType, body: inForm, extractors: jsonOnly, code: alicaptcha.ParamMissing},
-		{name: "FromJSON on multipart", contentType: multipartType, body: inMult, extractors: jsonOnly, code: alicaptcha.ParamMissing},
+		{name: "FromJSON on a form", contentType: formType, body: inForm, extractors: jsonOnly,
+			code: alicaptcha.ParamMissing},
+		{name: "FromJSON on multipart", contentType: multipartType, body: inMult, extractors: jsonOnly,
+			code: alicaptcha.ParamMissing},
 		{name: "JSON said to be a form", contentType: formType, body: inJSON, code: alicaptcha.ParamMissing},
 		{name: "form said to be JSON", contentType: jsonType, body: inForm, code: alicaptcha.ParamMalformed},
 
 		{name: "no boundary", contentType: "multipart/form-data", body: inMult, code: alicaptcha.ParamMalformed},
-		{name: "empty boundary", contentType: `multipart/form-data; boundary=""`, body: inMult, code: alicaptcha.ParamMalformed},
-		{name: "two boundaries", contentType: "multipart/form-data; boundary=b; boundary=c", body: inMult, code: alicaptcha.ParamMalformed},
+		{name: "empty boundary", contentType: `multipart/form-data; boundary=""`, body: inMult,
+			code: alicaptcha.ParamMalformed},
+		{name: "two boundaries", contentType: "multipart/form-data; boundary=b; boundary=c", body: inMult,
+			code: alicaptcha.ParamMalformed},
 
 		{name: "gzip JSON", contentType: jsonType, body: inJSON, header: encoded("gzip"), code: alicaptcha.ParamMalformed},
 		{name: "gzip form", contentType: formType, body: inForm, header: encoded("gzip"), code: alicaptcha.ParamMalformed},
-		{name: "gzip multipart", contentType: multipartType, body: inMult, header: encoded("GZIP"), code: alicaptcha.ParamMalformed},
+		{name: "gzip multipart", contentType: multipartType, body: inMult, header: encoded("GZIP"),
+			code: alicaptcha.ParamMalformed},
 		{name: "br", contentType: jsonType, body: inJSON, header: encoded("br"), code: alicaptcha.ParamMalformed},
-		{name: "identity, then gzip", contentType: jsonType, body: inJSON, header: encoded("identity", "gzip"), code: alicaptcha.ParamMalformed},
+		{name: "identity, then gzip", contentType: jsonType, body: inJSON, header: encoded("identity", "gzip"),
+			code: alicaptcha.ParamMalformed},
 		{name: "identity", contentType: jsonType, body: inJSON, header: encoded("Identity"), param: "x"},
 		{name: "empty encoding", contentType: formType, body: inForm, header: encoded(""), param: "x"},
-		{name: "gzip of a body that is none of ours", contentType: "text/plain", body: inJSON, header: encoded("gzip"), code: alicaptcha.ParamMissing},
+		{name: "gzip of a body that is none of ours", contentType: "text/plain", body: inJSON, header: encoded("gzip"),
+			code: alicaptcha.ParamMissing},
 		{name: "gzip, but the param is in the header", contentType: jsonType, body: inJSON,
 			header: http.Header{"Content-Encoding": {"gzip"}, "Captcha-Verify-Param": {"h"}}, param: "h"},
 	})
@@ -335,7 +346,8 @@ func TestExtractUserError(t *testing.T) {
 		{"looks like the client's end", context.Canceled, alicaptcha.ParamMalformed},
 		{"looks like a deadline", context.DeadlineExceeded, alicaptcha.ParamMalformed},
 		{"looks like the service's", &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}, alicaptcha.ParamMalformed},
-		{"looks like a timeout of the service", &alicaptcha.Error{Code: alicaptcha.ServiceTimeout}, alicaptcha.ParamMalformed},
+		{"looks like a timeout of the service", &alicaptcha.Error{Code: alicaptcha.ServiceTimeout},
+			alicaptcha.ParamMalformed},
 	} {
 		gate, verifier := newGateAndSpy(t, nil, func(r *http.Request) (string, error) {
 			io.CopyN(io.Discard, r.Body, 2)
@@ -354,7 +366,8 @@ func TestExtractUserError(t *testing.T) {
 	}
 
 	t.Run("the limit, as a user's extractor meets it", func(t *testing.T) {
-		gate, _ := newGateAndSpy(t, func(cfg *alicaptcha.Config) { cfg.MaxBodyBytes = 4 }, func(r *http.Request) (string, error) {
+		fourBytes := func(cfg *alicaptcha.Config) { cfg.MaxBodyBytes = 4 }
+		gate, _ := newGateAndSpy(t, fourBytes, func(r *http.Request) (string, error) {
 			got, err := io.ReadAll(r.Body)
 			require.Equal(t, "a=1&", string(got))
 			_, again := r.Body.Read(make([]byte, 1))
@@ -388,15 +401,18 @@ func TestExtractErrorsAreQuiet(t *testing.T) {
 		"form, too long":         {formType, "captchaVerifyParam=" + strings.Repeat(secret, 4000)},
 		"form, too large":        {formType, "captchaVerifyParam=" + strings.Repeat(secret, 20_000)},
 		"multipart, bad headers": {multipartType, "--b\r\n" + secret + "\r\n\r\nx\r\n--b--\r\n"},
-		"multipart, truncated":   {multipartType, "--b\r\nContent-Disposition: form-data; name=captchaVerifyParam\r\n\r\n" + secret},
+		"multipart, truncated": {multipartType,
+			"--b\r\nContent-Disposition: form-data; name=captchaVerifyParam\r\n\r\n" + secret},
 		"multipart, no boundary": {multipartType, secret + "\r\n" + secret},
-		"multipart, QP":          {multipartType, formPart("name=captchaVerifyParam\nContent-Transfer-Encoding: quoted-printable", secret+"\x01") + formEnd},
-		"multipart, bad type":    {"multipart/form-data; boundary=" + secret + "; boundary=x", secret},
+		"multipart, QP": {multipartType,
+			formPart("name=captchaVerifyParam\nContent-Transfer-Encoding: quoted-printable", secret+"\x01") + formEnd},
+		"multipart, bad type": {"multipart/form-data; boundary=" + secret + "; boundary=x", secret},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			extractor := alicaptcha.FromBody("captchaVerifyParam", "/a/b")
-			if _, err := extractor(bodyRequest(c.contentType, http.MaxBytesReader(nil, io.NopCloser(strings.NewReader(c.body)), 128<<10))); err != nil {
+			body := http.MaxBytesReader(nil, io.NopCloser(strings.NewReader(c.body)), 128<<10)
+			if _, err := extractor(bodyRequest(c.contentType, body)); err != nil {
 				for e := err; e != nil; e = errors.Unwrap(e) {
 					require.NotContains(t, e.Error(), secret)
 				}
@@ -488,10 +504,12 @@ func TestFromPanics(t *testing.T) {
 	}
 
 	for name, make := range map[string]func() alicaptcha.Extractor{
-		"FromHeader":          func() alicaptcha.Extractor { return alicaptcha.FromHeader("!#$%&'*+-.^_`|~09azAZ") },
-		"FromForm":            func() alicaptcha.Extractor { return alicaptcha.FromForm("a b", "/~", "ü", ";", "&") },
-		"FromJSON":            func() alicaptcha.Extractor { return alicaptcha.FromJSON("a~b", "~", "é", " ", "a/b~2") },
-		"FromJSON, pointers":  func() alicaptcha.Extractor { return alicaptcha.FromJSON("/", "//", "/~0~1/~01", "/0/-", "/é") },
+		"FromHeader": func() alicaptcha.Extractor { return alicaptcha.FromHeader("!#$%&'*+-.^_`|~09azAZ") },
+		"FromForm":   func() alicaptcha.Extractor { return alicaptcha.FromForm("a b", "/~", "ü", ";", "&") },
+		"FromJSON":   func() alicaptcha.Extractor { return alicaptcha.FromJSON("a~b", "~", "é", " ", "a/b~2") },
+		"FromJSON, pointers": func() alicaptcha.Extractor {
+			return alicaptcha.FromJSON("/", "//", "/~0~1/~01", "/0/-", "/é")
+		},
 		"FromBody":            func() alicaptcha.Extractor { return alicaptcha.FromBody("a", "/a/0") },
 		"FromBody, the same":  func() alicaptcha.Extractor { return alicaptcha.FromBody("a", "a") },
 		"DefaultExtractors 0": func() alicaptcha.Extractor { return alicaptcha.DefaultExtractors()[0] },
@@ -508,10 +526,11 @@ func TestFromCopiesFields(t *testing.T) {
 		contentType, body string
 	}{
 		"FromForm, urlencoded": {alicaptcha.FromForm, formType, "z=no&f=x"},
-		"FromForm, multipart":  {alicaptcha.FromForm, multipartType, formPart(`name="z"`, "no") + formPart(`name="f"`, "x") + formEnd},
-		"FromJSON":             {alicaptcha.FromJSON, jsonType, `{"z":"no","f":"x"}`},
-		"FromBody, form":       {alicaptcha.FromBody, formType, "z=no&f=x"},
-		"FromBody, JSON":       {alicaptcha.FromBody, jsonType, `{"z":"no","f":"x"}`},
+		"FromForm, multipart": {alicaptcha.FromForm, multipartType,
+			formPart(`name="z"`, "no") + formPart(`name="f"`, "x") + formEnd},
+		"FromJSON":       {alicaptcha.FromJSON, jsonType, `{"z":"no","f":"x"}`},
+		"FromBody, form": {alicaptcha.FromBody, formType, "z=no&f=x"},
+		"FromBody, JSON": {alicaptcha.FromBody, jsonType, `{"z":"no","f":"x"}`},
 	} {
 		fields := []string{"f", "g"}
 		extractors := []alicaptcha.Extractor{c.make(fields...)}

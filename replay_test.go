@@ -212,14 +212,16 @@ func TestReplayOnServer(t *testing.T) {
 	require.NoError(t, err)
 	large := huge[:300<<10]
 	bodies := map[string]struct{ contentType, body string }{
-		"form":                  {formType, "captchaVerifyParam=x&a=1"},
-		"huge form":             {formType, "captchaVerifyParam=x&a=" + string(huge)},
-		"form as long as limit": {formType, "a=" + string(large[:128<<10-len("a=&captchaVerifyParam=x")]) + "&captchaVerifyParam=x"},
-		"JSON":                  {jsonType, `{"captchaVerifyParam":"x"}`},
-		"large JSON":            {jsonType, `{"captchaVerifyParam":"x","a":"` + string(large) + `"}`},
-		"multipart":             {multipartType, formPart(`name="captchaVerifyParam"`, "x") + formPart(`name="u"; filename="u"`, string(large)) + formEnd},
-		"other":                 {"application/octet-stream", string(large)},
-		"nothing":               {"application/octet-stream", ""},
+		"form":      {formType, "captchaVerifyParam=x&a=1"},
+		"huge form": {formType, "captchaVerifyParam=x&a=" + string(huge)},
+		"form as long as limit": {formType,
+			"a=" + string(large[:128<<10-len("a=&captchaVerifyParam=x")]) + "&captchaVerifyParam=x"},
+		"JSON":       {jsonType, `{"captchaVerifyParam":"x"}`},
+		"large JSON": {jsonType, `{"captchaVerifyParam":"x","a":"` + string(large) + `"}`},
+		"multipart": {multipartType,
+			formPart(`name="captchaVerifyParam"`, "x") + formPart(`name="u"; filename="u"`, string(large)) + formEnd},
+		"other":   {"application/octet-stream", string(large)},
+		"nothing": {"application/octet-stream", ""},
 	}
 	for _, http2 := range []bool{false, true} {
 		for _, deferred := range []bool{false, true} {
@@ -324,7 +326,8 @@ func TestReplayExpectContinue(t *testing.T) {
 	address, _ := serveSite(t, false, gate.Handler(echoHandler(t)))
 	const body = `{"captchaVerifyParam":"x","a":1}`
 	head := func(more string) string {
-		return fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\nExpect: 100-continue\r\n%s\r\n", len(body), more)
+		return fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"+
+			"Content-Length: %d\r\nExpect: 100-continue\r\n%s\r\n", len(body), more)
 	}
 
 	for name, more := range map[string]string{
@@ -392,7 +395,8 @@ func TestExtractHangUp(t *testing.T) {
 	}{
 		{"all was sent", 0, 0, []alicaptcha.Code{alicaptcha.ClientCanceled}},
 		// The server looks for the client's end only behind the body's.
-		{"more was to come", 1 << 20, 10 * time.Millisecond, []alicaptcha.Code{alicaptcha.ClientCanceled, alicaptcha.ServiceTimeout}},
+		{"more was to come", 1 << 20, 10 * time.Millisecond,
+			[]alicaptcha.Code{alicaptcha.ClientCanceled, alicaptcha.ServiceTimeout}},
 	} {
 		t.Run("while the service is asked, "+c.name, func(t *testing.T) {
 			t.Parallel()
@@ -409,7 +413,8 @@ func TestExtractHangUp(t *testing.T) {
 			})
 			address, _ := serveSite(t, false, gate.Handler(echoHandler(t)))
 			const body = `{"captchaVerifyParam":"x"}`
-			conn, _ := dialSite(t, address, fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", len(body)+c.more, body))
+			conn, _ := dialSite(t, address, fmt.Sprintf("POST / HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"+
+				"Content-Length: %d\r\n\r\n%s", len(body)+c.more, body))
 			<-asked
 			conn.Close()
 			o := <-outcome
@@ -580,7 +585,9 @@ func TestBodyMemory(t *testing.T) {
 // A client cannot fatten the decoders in the pool: they would keep the memory for
 // the names of each level that they have ever read.
 func TestPooledDecodersStaySmall(t *testing.T) {
-	m, err := alicaptcha.New(alicaptcha.Config{Verifier: passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+	m, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+	})
 	require.NoError(t, err)
 	heap := func() int64 {
 		var stats runtime.MemStats
