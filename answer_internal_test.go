@@ -40,10 +40,12 @@ func documentMembers(text []byte, known ...string) (map[string]json.RawMessage, 
 }
 
 func FuzzReadAnswer(f *testing.F) {
-	const pass = `{"RequestId":"R-1","Message":"success","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"C-1"}}`
+	const pass = `{"RequestId":"R-1","Message":"success","Code":"Success","Success":true,` +
+		`"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"C-1"}}`
 	for _, body := range []string{
 		pass, "", "null", "{}", "[]", pass + pass, pass[:40], strings.ToLower(pass), "\ufeff" + pass, pass + "\xff",
-		`{"Code":"Success","Message":"success","RequestId":"R","Result":{"VerifyCode":"F001","VerifyResult":false},"Success":true}`,
+		`{"Code":"Success","Message":"success","RequestId":"R",` +
+			`"Result":{"VerifyCode":"F001","VerifyResult":false},"Success":true}`,
 		`{"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`,
 		`{"Code":"Success","Success":true,"Result":{"VerifyResult":false}}`,
 		`{"Code":"Success","Success":true,"Result":{"VerifyResult":"true","VerifyCode":"T001"}}`,

@@ -78,35 +78,54 @@ func TestClientAnswersOverTheWire(t *testing.T) {
 		code   alicaptcha.Code
 		status int
 	}{
-		"204":                   {"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 204},
-		"304":                   {"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 304},
-		"302 with Location":     {wireAnswer(302, passAnswer, "Location: /\r\n"), alicaptcha.ServiceUnavailable, 302},
-		"100 and nothing":       {"HTTP/1.1 100 Continue\r\n\r\n", alicaptcha.ServiceUnavailable, 0},
-		"103 and nothing":       {"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n", alicaptcha.ServiceUnavailable, 0},
-		"101":                   {"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 101},
-		"gzip of a pass":        {wireAnswer(200, zipped.String(), "Content-Encoding: gzip\r\n"), alicaptcha.ServiceUnavailable, 200},
-		"chunk broken":          {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + fmt.Sprintf("%x\r\n%s\r\nzz\r\n", len(passAnswer), passAnswer), alicaptcha.ServiceUnavailable, 200},
-		"no last chunk":         {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + fmt.Sprintf("%x\r\n%s\r\n", len(passAnswer), passAnswer), alicaptcha.ServiceUnavailable, 200},
-		"chunk cut":             {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 200},
-		"Content-Length large":  {fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(passAnswer)+1, passAnswer), alicaptcha.ServiceUnavailable, 200},
-		"Content-Length small":  {fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(passAnswer)-1, passAnswer), alicaptcha.ServiceUnavailable, 200},
-		"Content-Length twice":  {"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 0},
-		"not HTTP":              {"hello " + secretMessage + "\r\n\r\n", alicaptcha.ServiceUnavailable, 0},
-		"header broken":         {"HTTP/1.1 200 OK\r\n" + secretMessage + "\r\n\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 0},
+		"204": {"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 204},
+		"304": {"HTTP/1.1 304 Not Modified\r\nConnection: close\r\n\r\n" + passAnswer,
+			alicaptcha.ServiceUnavailable, 304},
+		"302 with Location": {wireAnswer(302, passAnswer, "Location: /\r\n"), alicaptcha.ServiceUnavailable, 302},
+		"100 and nothing":   {"HTTP/1.1 100 Continue\r\n\r\n", alicaptcha.ServiceUnavailable, 0},
+		"103 and nothing":   {"HTTP/1.1 103 Early Hints\r\nLink: <x>\r\n\r\n", alicaptcha.ServiceUnavailable, 0},
+		"101": {"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\n" +
+			"Upgrade: x\r\n\r\n" + passAnswer,
+			alicaptcha.ServiceUnavailable, 101},
+		"gzip of a pass": {wireAnswer(200, zipped.String(), "Content-Encoding: gzip\r\n"),
+			alicaptcha.ServiceUnavailable, 200},
+		"chunk broken": {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" +
+			fmt.Sprintf("%x\r\n%s\r\nzz\r\n", len(passAnswer), passAnswer), alicaptcha.ServiceUnavailable, 200},
+		"no last chunk": {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" +
+			fmt.Sprintf("%x\r\n%s\r\n", len(passAnswer), passAnswer), alicaptcha.ServiceUnavailable, 200},
+		"chunk cut": {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nfff\r\n" + passAnswer,
+			alicaptcha.ServiceUnavailable, 200},
+		"Content-Length large": {
+			fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(passAnswer)+1, passAnswer),
+			alicaptcha.ServiceUnavailable, 200,
+		},
+		"Content-Length small": {
+			fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+				len(passAnswer)-1, passAnswer),
+			alicaptcha.ServiceUnavailable, 200,
+		},
+		"Content-Length twice": {"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\n" + passAnswer,
+			alicaptcha.ServiceUnavailable, 0},
+		"not HTTP": {"hello " + secretMessage + "\r\n\r\n", alicaptcha.ServiceUnavailable, 0},
+		"header broken": {"HTTP/1.1 200 OK\r\n" + secretMessage + "\r\n\r\n" + passAnswer,
+			alicaptcha.ServiceUnavailable, 0},
 		"header cut":            {"HTTP/1.1 200 OK\r\nContent-Type: " + secretMessage, alicaptcha.ServiceUnavailable, 0},
 		"nothing":               {"", alicaptcha.ServiceUnavailable, 0},
 		"status of two digits":  {"HTTP/1.1 20 OK\r\n\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 0},
 		"status that is a word": {"HTTP/1.1 two OK\r\n\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 0},
-		"header of 11 MB":       {"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 11<<20) + "\r\n\r\n" + passAnswer, alicaptcha.ServiceUnavailable, 0},
+		"header of 11 MB": {"HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 11<<20) + "\r\n\r\n" + passAnswer,
+			alicaptcha.ServiceUnavailable, 0},
 
 		// The status has come, and it says that the request is at fault. A gateway that
 		// hangs up on a large body sends no more: that must not look like an outage.
-		"400 cut":              {"HTTP/1.1 400 Bad Request\r\nContent-Length: 100\r\n\r\n{", alicaptcha.RequestRefused, 400},
-		"403 with a bad chunk": {"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", alicaptcha.RequestRefused, 403},
-		"413 cut":              {"HTTP/1.1 413 Too Large\r\nContent-Length: 100\r\n\r\n", alicaptcha.RequestRefused, 413},
-		"400 cut after a Code": {"HTTP/1.1 400 Bad Request\r\nContent-Length: 100\r\n\r\n" + `{"Code":"Forbidden"}`, alicaptcha.RequestRefused, 400},
-		"429 cut":              {"HTTP/1.1 429 Too Many\r\nContent-Length: 100\r\n\r\n{", alicaptcha.ServiceThrottled, 429},
-		"502 cut":              {"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 100\r\n\r\n{", alicaptcha.ServiceUnavailable, 502},
+		"400 cut": {"HTTP/1.1 400 Bad Request\r\nContent-Length: 100\r\n\r\n{", alicaptcha.RequestRefused, 400},
+		"403 with a bad chunk": {"HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+			alicaptcha.RequestRefused, 403},
+		"413 cut": {"HTTP/1.1 413 Too Large\r\nContent-Length: 100\r\n\r\n", alicaptcha.RequestRefused, 413},
+		"400 cut after a Code": {"HTTP/1.1 400 Bad Request\r\nContent-Length: 100\r\n\r\n" + `{"Code":"Forbidden"}`,
+			alicaptcha.RequestRefused, 400},
+		"429 cut": {"HTTP/1.1 429 Too Many\r\nContent-Length: 100\r\n\r\n{", alicaptcha.ServiceThrottled, 429},
+		"502 cut": {"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 100\r\n\r\n{", alicaptcha.ServiceUnavailable, 502},
 	} {
 		t.Run(name, func(t *testing.T) {
 			raw.Store(&tc.raw)
@@ -143,31 +162,65 @@ func TestClientVerdicts(t *testing.T) {
 		body string
 		want alicaptcha.Result
 	}{
-		"pass":                    {passAnswer, passed("T001", "C-1", "R-1")},
-		"as in the manual":        {`{"Code":"Success","Message":"success","RequestId":"R-2","Result":{"VerifyCode":"F001","VerifyResult":false},"Success":true}`, failed("F001", "", "R-2")},
+		"pass": {passAnswer, passed("T001", "C-1", "R-1")},
+		"as in the manual": {
+			`{"Code":"Success","Message":"success","RequestId":"R-2",` +
+				`"Result":{"VerifyCode":"F001","VerifyResult":false},"Success":true}`,
+			failed("F001", "", "R-2"),
+		},
 		"pass without VerifyCode": {answerWith(`{"VerifyResult":true}`), passed("T001", "", "R-1")},
 		"refusal without a code":  {answerWith(`{"VerifyResult":false}`), failed("F001", "", "R-1")},
-		"CertifyId null":          {answerWith(`{"VerifyResult":true,"VerifyCode":"T001","CertifyId":null}`), passed("T001", "", "R-1")},
-		"CertifyId empty":         {answerWith(`{"VerifyResult":true,"VerifyCode":"T001","CertifyId":""}`), passed("T001", "", "R-1")},
-		"CertifyId of the client": {answerWith(`{"VerifyResult":true,"CertifyId":"用户 1 \"\\\u003c"}`), passed("T001", `用户 1 "\<`, "R-1")},
-		"RequestId null":          {`{"RequestId":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
-		"RequestId that is none":  {`{"RequestId":"call us: the param","Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
-		"RequestId missing":       {`{"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
-		"Message null":            {`{"Message":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
-		"unknown T":               {answerWith(`{"VerifyResult":true,"VerifyCode":"T999"}`), passed("T999", "", "R-1")},
-		"T005":                    {answerWith(`{"VerifyResult":true,"VerifyCode":"T005"}`), passed("T005", "", "R-1")},
-		"unknown F":               {answerWith(`{"VerifyResult":false,"VerifyCode":"F999"}`), failed("F999", "", "R-1")},
-		"F000":                    {answerWith(`{"VerifyResult":false,"VerifyCode":"F000"}`), failed("F000", "", "R-1")},
-		"unknown members":         {`{"a":[{"VerifyResult":false}],"RequestId":"R-1","HostId":null,"Code":"Success","Success":true,"Result":{"x":{"VerifyResult":false},"VerifyResult":true,"Score":0.1},"Data":{"Success":false},"z":1e400}`, passed("T001", "", "R-1")},
-		"VerifyResult at the top": {`{"VerifyResult":false,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
-		"another order":           {`{"Result":{"CertifyId":"C-1","VerifyCode":"T001","VerifyResult":true},"Success":true,"Code":"Success","RequestId":"R-1"}`, passed("T001", "C-1", "R-1")},
-		"white space":             {"\r\n\t {\n \"RequestId\" :\t\"R-1\" ,\"Code\"\n:\"Success\", \"Success\" : true ,\"Result\": { \"VerifyResult\" : true } } \n\n", passed("T001", "", "R-1")},
-		"escaped":                 {`{"\u0043ode":"\u0053uccess","Success":true,"Res\u0075lt":{"VerifyResult":true,"VerifyCode":"\u0054001"}}`, passed("T001", "", "")},
+		"CertifyId null": {answerWith(`{"VerifyResult":true,"VerifyCode":"T001","CertifyId":null}`),
+			passed("T001", "", "R-1")},
+		"CertifyId empty": {answerWith(`{"VerifyResult":true,"VerifyCode":"T001","CertifyId":""}`),
+			passed("T001", "", "R-1")},
+		"CertifyId of the client": {answerWith(`{"VerifyResult":true,"CertifyId":"用户 1 \"\\\u003c"}`),
+			passed("T001", `用户 1 "\<`, "R-1")},
+		"RequestId null": {`{"RequestId":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`,
+			passed("T001", "", "")},
+		"RequestId that is none": {
+			`{"RequestId":"call us: the param","Code":"Success","Success":true,"Result":{"VerifyResult":true}}`,
+			passed("T001", "", ""),
+		},
+		"RequestId missing": {`{"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
+		"Message null": {`{"Message":null,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`,
+			passed("T001", "", "")},
+		"unknown T": {answerWith(`{"VerifyResult":true,"VerifyCode":"T999"}`), passed("T999", "", "R-1")},
+		"T005":      {answerWith(`{"VerifyResult":true,"VerifyCode":"T005"}`), passed("T005", "", "R-1")},
+		"unknown F": {answerWith(`{"VerifyResult":false,"VerifyCode":"F999"}`), failed("F999", "", "R-1")},
+		"F000":      {answerWith(`{"VerifyResult":false,"VerifyCode":"F000"}`), failed("F000", "", "R-1")},
+		"unknown members": {
+			`{"a":[{"VerifyResult":false}],"RequestId":"R-1","HostId":null,"Code":"Success","Success":true,` +
+				`"Result":{"x":{"VerifyResult":false},"VerifyResult":true,"Score":0.1},"Data":{"Success":false},"z":1e400}`,
+			passed("T001", "", "R-1"),
+		},
+		"VerifyResult at the top": {`{"VerifyResult":false,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`,
+			passed("T001", "", "")},
+		"another order": {
+			`{"Result":{"CertifyId":"C-1","VerifyCode":"T001","VerifyResult":true},` +
+				`"Success":true,"Code":"Success","RequestId":"R-1"}`,
+			passed("T001", "C-1", "R-1"),
+		},
+		"white space": {
+			"\r\n\t {\n \"RequestId\" :\t\"R-1\" ,\"Code\"\n:\"Success\", \"Success\" : true ," +
+				"\"Result\": { \"VerifyResult\" : true } } \n\n",
+			passed("T001", "", "R-1"),
+		},
+		"escaped": {
+			`{"\u0043ode":"\u0053uccess","Success":true,"Res\u0075lt":{"VerifyResult":true,"VerifyCode":"\u0054001"}}`,
+			passed("T001", "", ""),
+		},
 		// What a client may have sent, in a refusal that must stay one.
-		"refusal, invalid UTF-8":    {answerWith(`{"VerifyResult":false,"VerifyCode":"F001","CertifyId":"` + "\xff" + `"}`), failed("F001", "\ufffd", "R-1")},
-		"refusal, lone surrogate":   {answerWith(`{"VerifyResult":false,"VerifyCode":"F001","CertifyId":"\ud800"}`), failed("F001", "\ufffd", "R-1")},
-		"64 KB":                     {passAnswer + strings.Repeat(" ", 64<<10-len(passAnswer)), passed("T001", "C-1", "R-1")},
-		"nested as deep as allowed": {`{"x":` + strings.Repeat("[", 1000) + strings.Repeat("]", 1000) + `,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`, passed("T001", "", "")},
+		"refusal, invalid UTF-8": {answerWith(`{"VerifyResult":false,"VerifyCode":"F001","CertifyId":"` + "\xff" + `"}`),
+			failed("F001", "\ufffd", "R-1")},
+		"refusal, lone surrogate": {answerWith(`{"VerifyResult":false,"VerifyCode":"F001","CertifyId":"\ud800"}`),
+			failed("F001", "\ufffd", "R-1")},
+		"64 KB": {passAnswer + strings.Repeat(" ", 64<<10-len(passAnswer)), passed("T001", "C-1", "R-1")},
+		"nested as deep as allowed": {
+			`{"x":` + strings.Repeat("[", 1000) + strings.Repeat("]", 1000) +
+				`,"Code":"Success","Success":true,"Result":{"VerifyResult":true}}`,
+			passed("T001", "", ""),
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			result, err := askClient(t, t.Context(), newClient(t, secretConfig(cannedTransport(200, tc.body))))
@@ -181,7 +234,8 @@ func TestClientVerdicts(t *testing.T) {
 	}
 	for i := range 26 { // the codes of the manual
 		code := alicaptcha.Code(fmt.Sprintf("F%03d", i))
-		result, err := askClient(t, t.Context(), newClient(t, secretConfig(cannedTransport(200, answerWith(`{"VerifyResult":false,"VerifyCode":"`+string(code)+`"}`)))))
+		answer := answerWith(`{"VerifyResult":false,"VerifyCode":"` + string(code) + `"}`)
+		result, err := askClient(t, t.Context(), newClient(t, secretConfig(cannedTransport(200, answer))))
 		require.NoError(t, err)
 		require.Equal(t, failed(code, "", "R-1"), result)
 	}
@@ -321,42 +375,56 @@ func TestErrorTextsOfTheConnection(t *testing.T) {
 			conn.Close()
 		})
 	}
+	failing := func(err error) func(*testing.T) *alicaptcha.Client {
+		return func(t *testing.T) *alicaptcha.Client { return newClient(t, secretConfig(failingTransport(err))) }
+	}
+	refused := os.NewSyscallError("connect", syscall.ECONNREFUSED)
 	secret := errors.New("read: " + keySecret + secretParam)
 	for name, tc := range map[string]struct {
 		client func(t *testing.T) *alicaptcha.Client
 		code   alicaptcha.Code
 		want   string // in the text
 	}{
-		"any": {func(t *testing.T) *alicaptcha.Client { return newClient(t, secretConfig(failingTransport(secret))) }, alicaptcha.ServiceUnavailable, ""},
-		"read": {func(t *testing.T) *alicaptcha.Client {
-			return newClient(t, secretConfig(failingTransport(&net.OpError{Op: "read", Net: "tcp", Err: secret})))
-		}, alicaptcha.ServiceUnavailable, ""},
-		"reset": {func(t *testing.T) *alicaptcha.Client {
-			return newClient(t, secretConfig(failingTransport(&net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)})))
-		}, alicaptcha.ServiceUnavailable, "read: connection reset by peer"},
-		"closed": {func(t *testing.T) *alicaptcha.Client { return newClient(t, secretConfig(failingTransport(io.EOF))) }, alicaptcha.ServiceUnavailable, "closed before the end"},
-		"a proxy that is down": {func(t *testing.T) *alicaptcha.Client {
-			return newClient(t, secretConfig(failingTransport(&net.OpError{Op: "proxyconnect", Net: "tcp", Err: &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}})))
-		}, alicaptcha.ServiceUnavailable, "dial tcp: connect: connection refused"},
+		"any":  {failing(secret), alicaptcha.ServiceUnavailable, ""},
+		"read": {failing(&net.OpError{Op: "read", Net: "tcp", Err: secret}), alicaptcha.ServiceUnavailable, ""},
+		"reset": {
+			failing(&net.OpError{Op: "read", Net: "tcp", Err: os.NewSyscallError("read", syscall.ECONNRESET)}),
+			alicaptcha.ServiceUnavailable, "read: connection reset by peer",
+		},
+		"closed": {failing(io.EOF), alicaptcha.ServiceUnavailable, "closed before the end"},
+		"a proxy that is down": {
+			failing(&net.OpError{Op: "proxyconnect", Net: "tcp", Err: &net.OpError{Op: "dial", Net: "tcp", Err: refused}}),
+			alicaptcha.ServiceUnavailable, "dial tcp: connect: connection refused",
+		},
 		// What runs out here is what clients can use up.
-		"no descriptors": {func(t *testing.T) *alicaptcha.Client {
-			return newClient(t, secretConfig(failingTransport(&net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", syscall.EMFILE)})))
-		}, alicaptcha.Overloaded, "too many open files"},
-		"no descriptors for DNS": {func(t *testing.T) *alicaptcha.Client {
-			return newClient(t, secretConfig(failingTransport(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "dial udp 127.0.0.1:53: socket: too many open files", Name: "captcha.example"}})))
-		}, alicaptcha.Overloaded, "too many open files"},
-		"URL": {func(t *testing.T) *alicaptcha.Client {
-			return newClient(t, secretConfig(failingTransport(&url.Error{Op: "Post", URL: "https://user:hunter2@host", Err: secret})))
-		}, alicaptcha.ServiceUnavailable, ""},
-		"an *Error of a Transport": {func(t *testing.T) *alicaptcha.Client { // not the service's word
-			return newClient(t, secretConfig(failingTransport(&alicaptcha.Error{Code: alicaptcha.T001, Err: secret})))
-		}, alicaptcha.ServiceUnavailable, ""},
-		"DNS": {func(t *testing.T) *alicaptcha.Client {
-			return newClient(t, secretConfig(failingTransport(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{Err: "no such host", Name: "captcha.example", IsNotFound: true}})))
-		}, alicaptcha.ServiceUnavailable, "lookup captcha.example: no such host"},
-		"DNS timeout": {func(t *testing.T) *alicaptcha.Client {
-			return newClient(t, secretConfig(failingTransport(&net.DNSError{Err: "i/o timeout", Name: "captcha.example", IsTimeout: true})))
-		}, alicaptcha.ServiceTimeout, "lookup captcha.example"},
+		"no descriptors": {
+			failing(&net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("socket", syscall.EMFILE)}),
+			alicaptcha.Overloaded, "too many open files",
+		},
+		"no descriptors for DNS": {
+			failing(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{
+				Err: "dial udp 127.0.0.1:53: socket: too many open files", Name: "captcha.example",
+			}}),
+			alicaptcha.Overloaded, "too many open files",
+		},
+		"URL": {
+			failing(&url.Error{Op: "Post", URL: "https://user:hunter2@host", Err: secret}),
+			alicaptcha.ServiceUnavailable, "",
+		},
+		"an *Error of a Transport": { // not the service's word
+			failing(&alicaptcha.Error{Code: alicaptcha.T001, Err: secret}),
+			alicaptcha.ServiceUnavailable, "",
+		},
+		"DNS": {
+			failing(&net.OpError{Op: "dial", Net: "tcp", Err: &net.DNSError{
+				Err: "no such host", Name: "captcha.example", IsNotFound: true,
+			}}),
+			alicaptcha.ServiceUnavailable, "lookup captcha.example: no such host",
+		},
+		"DNS timeout": {
+			failing(&net.DNSError{Err: "i/o timeout", Name: "captcha.example", IsTimeout: true}),
+			alicaptcha.ServiceTimeout, "lookup captcha.example",
+		},
 		"untrusted certificate": {func(t *testing.T) *alicaptcha.Client {
 			return clientAt(t, secure(t, serverTLS), func(tr *http.Transport) { tr.TLSClientConfig = untrusted(tlsConfigs) })
 		}, alicaptcha.ServiceUnavailable, "failed to verify certificate"},
@@ -508,11 +576,14 @@ func TestLongParamAndAnEarlyEnd(t *testing.T) {
 			io.WriteString(conn, wireAnswer(413, "too large"))
 			reset(conn)
 		},
-		"a close":                    readSome,
-		"a reset":                    func(conn net.Conn) { readSome(conn); reset(conn) },
-		"a close after the call":     func(conn net.Conn) { readCall(bufio.NewReader(conn)) },
-		"a reset after the call":     func(conn net.Conn) { readCall(bufio.NewReader(conn)); reset(conn) },
-		"a part of an answer's head": func(conn net.Conn) { readCall(bufio.NewReader(conn)); io.WriteString(conn, "HTTP/1.1 2") },
+		"a close":                readSome,
+		"a reset":                func(conn net.Conn) { readSome(conn); reset(conn) },
+		"a close after the call": func(conn net.Conn) { readCall(bufio.NewReader(conn)) },
+		"a reset after the call": func(conn net.Conn) { readCall(bufio.NewReader(conn)); reset(conn) },
+		"a part of an answer's head": func(conn net.Conn) {
+			readCall(bufio.NewReader(conn))
+			io.WriteString(conn, "HTTP/1.1 2")
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			client := clientAt(t, "http://"+serveRaw(t, script))
@@ -567,7 +638,8 @@ func TestNamesOfACertificateAreCut(t *testing.T) {
 	roots := x509.NewCertPool()
 	roots.AddCert(cert)
 	server := &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
-	client := clientAt(t, "https://"+serveRaw(t, func(conn net.Conn) { tls.Server(conn, server).Handshake() }), func(tr *http.Transport) {
+	serve := func(conn net.Conn) { tls.Server(conn, server).Handshake() }
+	client := clientAt(t, "https://"+serveRaw(t, serve), func(tr *http.Transport) {
 		tr.TLSClientConfig = &tls.Config{RootCAs: roots}
 	})
 	result, err := askClient(t, t.Context(), client)

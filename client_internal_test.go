@@ -89,7 +89,9 @@ func TestTransportClosesIdleConnections(t *testing.T) {
 			require.NoError(t, srv.Close())
 		})
 		go srv.Serve(listener)
-		client, err := NewClient(ClientConfig{Endpoint: "http://127.0.0.1", AccessKeyID: "id", AccessKeySecret: "secret", Transport: transport})
+		client, err := NewClient(ClientConfig{
+			Endpoint: "http://127.0.0.1", AccessKeyID: "id", AccessKeySecret: "secret", Transport: transport,
+		})
 		require.NoError(t, err)
 		for range 5 { // in use it stays
 			_, err := client.Verify(context.Background(), Request{Param: "x"})
@@ -123,7 +125,9 @@ func TestTransportNoticesADeadConnection(t *testing.T) {
 			require.NoError(t, srv.Close())
 		})
 		go srv.ServeTLS(listener, "", "")
-		client, err := NewClient(ClientConfig{Endpoint: "https://127.0.0.1", AccessKeyID: "id", AccessKeySecret: "secret", Transport: transport})
+		client, err := NewClient(ClientConfig{
+			Endpoint: "https://127.0.0.1", AccessKeyID: "id", AccessKeySecret: "secret", Transport: transport,
+		})
 		require.NoError(t, err)
 		verify := func() error {
 			_, err := client.Verify(context.Background(), Request{Param: "x"})

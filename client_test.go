@@ -26,10 +26,21 @@ import (
 )
 
 func TestNewClientFaults(t *testing.T) {
-	for _, name := range []string{"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN", "DEBUG"} {
+	const (
+		envID     = "ALIBABA_CLOUD_ACCESS_KEY_ID"
+		envSecret = "ALIBABA_CLOUD_ACCESS_KEY_SECRET"
+		envToken  = "ALIBABA_CLOUD_SECURITY_TOKEN"
+	)
+	for _, name := range []string{envID, envSecret, envToken, "DEBUG"} {
 		t.Setenv(name, "")
 	}
 	type config = alicaptcha.ClientConfig
+	noKeys := func(c *config) { c.AccessKeyID, c.AccessKeySecret, c.SecurityToken = "", "", "" }
+	secret := func(s string) func(*config) { return func(c *config) { c.AccessKeySecret = s } }
+	source := func(s credentials.Credential) func(*config) { return func(c *config) { c.Credential = s } }
+	keys := func(id, secret, token string) func(*config) {
+		return source(givingKeys(keyModel(id, secret, token), nil))
+	}
 	bearer, err := credentials.NewCredential(new(credentials.Config).SetType("bearer").SetBearerToken("bearer-hunter"))
 	require.NoError(t, err)
 	for name, tc := range map[string]struct {
@@ -37,62 +48,96 @@ func TestNewClientFaults(t *testing.T) {
 		env    map[string]string
 		want   []string // in the text
 	}{
-		"no region":                       {change: func(c *config) { c.Region = "" }, want: []string{"Region"}},
-		"another region":                  {change: func(c *config) { c.Region = "cn-shanghai" }, want: []string{"Region", "cn", "sgp"}},
-		"a region in capitals":            {change: func(c *config) { c.Region = "CN" }, want: []string{"Region"}},
-		"another region and an endpoint":  {change: func(c *config) { c.Region, c.Endpoint = "eu", "example.com" }, want: []string{"Region"}},
-		"endpoint":                        {change: func(c *config) { c.Endpoint = "http://example.com" }, want: []string{"Endpoint", "https"}},
-		"no keys":                         {change: func(c *config) { c.AccessKeyID, c.AccessKeySecret, c.SecurityToken = "", "", "" }, want: []string{"AccessKeyID", "AccessKeySecret", "ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET"}},
-		"no id":                           {change: func(c *config) { c.AccessKeyID = "" }, want: []string{"AccessKeyID is missing"}},
-		"no secret":                       {change: func(c *config) { c.AccessKeySecret = "" }, want: []string{"AccessKeySecret is missing"}},
-		"a token alone":                   {change: func(c *config) { c.AccessKeyID, c.AccessKeySecret = "", "" }, want: []string{"AccessKeyID is missing", "AccessKeySecret is missing"}},
-		"half given, the other half env":  {change: func(c *config) { c.AccessKeySecret = "" }, env: map[string]string{"ALIBABA_CLOUD_ACCESS_KEY_ID": "env", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": "hunter"}, want: []string{"AccessKeySecret is missing"}},
-		"id with a space":                 {change: func(c *config) { c.AccessKeyID += " " }, want: []string{"AccessKeyID has white space"}},
-		"secret with a newline":           {change: func(c *config) { c.AccessKeySecret += "\n" }, want: []string{"AccessKeySecret has white space"}},
-		"secret with a CR":                {change: func(c *config) { c.AccessKeySecret += "\r" }, want: []string{"AccessKeySecret"}},
-		"secret with a tab before":        {change: func(c *config) { c.AccessKeySecret = "\t" + c.AccessKeySecret }, want: []string{"AccessKeySecret"}},
-		"secret with a space that breaks": {change: func(c *config) { c.AccessKeySecret += "\u00a0" }, want: []string{"AccessKeySecret"}},
-		"secret with a zero-width space":  {change: func(c *config) { c.AccessKeySecret += "\u200b" }, want: []string{"AccessKeySecret"}},
-		"secret with a BOM":               {change: func(c *config) { c.AccessKeySecret = "\ufeff" + c.AccessKeySecret }, want: []string{"AccessKeySecret"}},
-		"secret that is not UTF-8":        {change: func(c *config) { c.AccessKeySecret += "\xff" }, want: []string{"AccessKeySecret"}},
-		"secret of white space":           {change: func(c *config) { c.AccessKeySecret = "  " }, want: []string{"AccessKeySecret"}},
-		"token with a newline":            {change: func(c *config) { c.SecurityToken += "\n" }, want: []string{"SecurityToken has white space"}},
+		"no region":            {change: func(c *config) { c.Region = "" }, want: []string{"Region"}},
+		"another region":       {change: func(c *config) { c.Region = "cn-shanghai" }, want: []string{"Region", "cn", "sgp"}},
+		"a region in capitals": {change: func(c *config) { c.Region = "CN" }, want: []string{"Region"}},
+		"another region and an endpoint": {
+			change: func(c *config) { c.Region, c.Endpoint = "eu", "example.com" }, want: []string{"Region"},
+		},
+		"endpoint": {
+			change: func(c *config) { c.Endpoint = "http://example.com" }, want: []string{"Endpoint", "https"},
+		},
+		"no keys": {
+			change: noKeys, want: []string{"AccessKeyID", "AccessKeySecret", envID, envSecret},
+		},
+		"no id":     {change: func(c *config) { c.AccessKeyID = "" }, want: []string{"AccessKeyID is missing"}},
+		"no secret": {change: secret(""), want: []string{"AccessKeySecret is missing"}},
+		"a token alone": {
+			change: func(c *config) { c.AccessKeyID, c.AccessKeySecret = "", "" },
+			want:   []string{"AccessKeyID is missing", "AccessKeySecret is missing"},
+		},
+		"half given, the other half env": {
+			change: secret(""), env: map[string]string{envID: "env", envSecret: "hunter"},
+			want: []string{"AccessKeySecret is missing"},
+		},
+		"id with a space": {
+			change: func(c *config) { c.AccessKeyID += " " }, want: []string{"AccessKeyID has white space"},
+		},
+		"secret with a newline": {
+			change: secret(keySecret + "\n"), want: []string{"AccessKeySecret has white space"},
+		},
+		"secret with a CR":                {change: secret(keySecret + "\r"), want: []string{"AccessKeySecret"}},
+		"secret with a tab before":        {change: secret("\t" + keySecret), want: []string{"AccessKeySecret"}},
+		"secret with a space that breaks": {change: secret(keySecret + "\u00a0"), want: []string{"AccessKeySecret"}},
+		"secret with a zero-width space":  {change: secret(keySecret + "\u200b"), want: []string{"AccessKeySecret"}},
+		"secret with a BOM":               {change: secret("\ufeff" + keySecret), want: []string{"AccessKeySecret"}},
+		"secret that is not UTF-8":        {change: secret(keySecret + "\xff"), want: []string{"AccessKeySecret"}},
+		"secret of white space":           {change: secret("  "), want: []string{"AccessKeySecret"}},
+		"token with a newline": {
+			change: func(c *config) { c.SecurityToken += "\n" }, want: []string{"SecurityToken has white space"},
+		},
 		"id of the environment alone": {
-			change: func(c *config) { c.AccessKeyID, c.AccessKeySecret, c.SecurityToken = "", "", "" },
-			env:    map[string]string{"ALIBABA_CLOUD_ACCESS_KEY_ID": keyID}, want: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing"},
+			change: noKeys, env: map[string]string{envID: keyID}, want: []string{envSecret + ") is missing"},
 		},
 		"secret of the environment alone": {
-			change: func(c *config) { c.AccessKeyID, c.AccessKeySecret, c.SecurityToken = "", "", "" },
-			env:    map[string]string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET": keySecret}, want: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing"},
+			change: noKeys, env: map[string]string{envSecret: keySecret}, want: []string{envID + ") is missing"},
 		},
 		"token of the environment alone": {
-			change: func(c *config) { c.AccessKeyID, c.AccessKeySecret, c.SecurityToken = "", "", "" },
-			env:    map[string]string{"ALIBABA_CLOUD_SECURITY_TOKEN": stsToken}, want: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing", "ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing"},
+			change: noKeys, env: map[string]string{envToken: stsToken},
+			want: []string{envID + ") is missing", envSecret + ") is missing"},
 		},
 		"newlines in the environment": {
-			change: func(c *config) { c.AccessKeyID, c.AccessKeySecret, c.SecurityToken = "", "", "" },
-			env:    map[string]string{"ALIBABA_CLOUD_ACCESS_KEY_ID": keyID + "\n", "ALIBABA_CLOUD_ACCESS_KEY_SECRET": keySecret + "\n", "ALIBABA_CLOUD_SECURITY_TOKEN": stsToken + "\n"},
-			want:   []string{"ALIBABA_CLOUD_ACCESS_KEY_ID) has white space", "ALIBABA_CLOUD_ACCESS_KEY_SECRET) has white space", "ALIBABA_CLOUD_SECURITY_TOKEN) has white space"},
+			change: noKeys,
+			env:    map[string]string{envID: keyID + "\n", envSecret: keySecret + "\n", envToken: stsToken + "\n"},
+			want: []string{
+				envID + ") has white space", envSecret + ") has white space", envToken + ") has white space",
+			},
 		},
-		"typed nil Credential":        {change: func(c *config) { c.Credential = (*keySource)(nil) }, want: []string{"Credential is a nil"}},
-		"typed nil Transport":         {change: func(c *config) { c.Transport = (*http.Transport)(nil) }, want: []string{"Transport is a nil"}},
-		"nil func as Transport":       {change: func(c *config) { c.Transport = transportFunc(nil) }, want: []string{"Transport is a nil"}},
-		"failing Credential":          {change: func(c *config) { c.Credential = givingKeys(nil, errKeySource) }, want: []string{"Credential", "misconfigured"}},
-		"Credential without a model":  {change: func(c *config) { c.Credential = givingKeys(nil, nil) }, want: []string{"Credential", "no AccessKey pair"}},
-		"Credential without keys":     {change: func(c *config) { c.Credential = givingKeys(&credentials.CredentialModel{}, nil) }, want: []string{"Credential", "misconfigured"}},
-		"Credential with empty keys":  {change: func(c *config) { c.Credential = givingKeys(keyModel("", "", stsToken), nil) }, want: []string{"Credential", "misconfigured"}},
-		"Credential without a secret": {change: func(c *config) { c.Credential = givingKeys(keyModel(keyID, "", stsToken), nil) }, want: []string{"Credential", "misconfigured"}},
-		"Credential without an id":    {change: func(c *config) { c.Credential = givingKeys(keyModel("", keySecret, ""), nil) }, want: []string{"Credential", "misconfigured"}},
-		"bearer Credential":           {change: func(c *config) { c.Credential = bearer }, want: []string{"Credential", "misconfigured"}},
+		"typed nil Credential": {change: source((*keySource)(nil)), want: []string{"Credential is a nil"}},
+		"typed nil Transport": {
+			change: func(c *config) { c.Transport = (*http.Transport)(nil) }, want: []string{"Transport is a nil"},
+		},
+		"nil func as Transport": {
+			change: func(c *config) { c.Transport = transportFunc(nil) }, want: []string{"Transport is a nil"},
+		},
+		"failing Credential": {
+			change: source(givingKeys(nil, errKeySource)), want: []string{"Credential", "misconfigured"},
+		},
+		"Credential without a model": {
+			change: source(givingKeys(nil, nil)), want: []string{"Credential", "no AccessKey pair"},
+		},
+		"Credential without keys": {
+			change: source(givingKeys(&credentials.CredentialModel{}, nil)), want: []string{"Credential", "misconfigured"},
+		},
+		"Credential with empty keys":  {change: keys("", "", stsToken), want: []string{"Credential", "misconfigured"}},
+		"Credential without a secret": {change: keys(keyID, "", stsToken), want: []string{"Credential", "misconfigured"}},
+		"Credential without an id":    {change: keys("", keySecret, ""), want: []string{"Credential", "misconfigured"}},
+		"bearer Credential":           {change: source(bearer), want: []string{"Credential", "misconfigured"}},
 		"panicking Credential": {
 			change: func(c *config) {
 				c.Credential = &keySource{get: func() (*credentials.CredentialModel, error) { panic("client-secret-hunter2") }}
 			}, want: []string{"Credential", "misconfigured"},
 		},
 		// A key that a file brought along with its last line break would end each call in net/http.
-		"Credential with a newline in the id":     {change: func(c *config) { c.Credential = givingKeys(keyModel(keyID+"\n", keySecret, ""), nil) }, want: []string{"Credential"}},
-		"Credential with a newline in the secret": {change: func(c *config) { c.Credential = givingKeys(keyModel(keyID, keySecret+"\n", ""), nil) }, want: []string{"Credential"}},
-		"Credential with a newline in the token":  {change: func(c *config) { c.Credential = givingKeys(keyModel(keyID, keySecret, stsToken+"\n"), nil) }, want: []string{"Credential"}},
+		"Credential with a newline in the id": {
+			change: keys(keyID+"\n", keySecret, ""), want: []string{"Credential"},
+		},
+		"Credential with a newline in the secret": {
+			change: keys(keyID, keySecret+"\n", ""), want: []string{"Credential"},
+		},
+		"Credential with a newline in the token": {
+			change: keys(keyID, keySecret, stsToken+"\n"), want: []string{"Credential"},
+		},
 		// The SDK would send the one without a signature, the other with the token in a header of another scheme.
 		"Credential of type bearer with keys": {
 			change: func(c *config) {
@@ -397,19 +442,25 @@ func TestClientRedaction(t *testing.T) {
 	}
 	values := map[string]any{
 		"Request": req, "*Request": &req,
-		"ClientConfig": cfg, "*ClientConfig": &cfg, "ClientConfig with a password": withPassword, "*ClientConfig with a password": &withPassword,
+		"ClientConfig": cfg, "*ClientConfig": &cfg,
+		"ClientConfig with a password": withPassword, "*ClientConfig with a password": &withPassword,
 		"*Client": newClient(t, secretConfig(cannedTransport(200, passAnswer))), "*Client with a Credential": func() any {
 			cfg := cfg
 			cfg.Transport = cannedTransport(200, passAnswer)
 			return newClient(t, cfg)
 		}(),
-		"[]Request": []alicaptcha.Request{req}, "map of Request": map[string]alicaptcha.Request{"x": req}, "struct": holder{&req, cfg}, "*struct": &holder{&req, cfg},
-		"[]ClientConfig": []alicaptcha.ClientConfig{{AccessKeyID: keyID, AccessKeySecret: keySecret, SecurityToken: stsToken}},
+		"[]Request": []alicaptcha.Request{req}, "map of Request": map[string]alicaptcha.Request{"x": req},
+		"struct": holder{&req, cfg}, "*struct": &holder{&req, cfg},
+		"[]ClientConfig": []alicaptcha.ClientConfig{
+			{AccessKeyID: keyID, AccessKeySecret: keySecret, SecurityToken: stsToken},
+		},
 	}
 	for name, value := range values {
 		t.Run(name, func(t *testing.T) {
 			var out strings.Builder
-			for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "%X", "%t", "%f", "%U", "%10v", "%-10.3v", "% x", "%!"} {
+			for _, verb := range []string{
+				"%v", "%+v", "%#v", "%s", "%q", "%d", "%x", "%X", "%t", "%f", "%U", "%10v", "%-10.3v", "% x", "%!",
+			} {
 				fmt.Fprintf(&out, verb+"\n", value)
 			}
 			fmt.Fprintln(&out, value, fmt.Errorf("x: %v", value))
@@ -432,9 +483,11 @@ func TestClientRedaction(t *testing.T) {
 	require.Equal(t, `{Region:"cn" Endpoint:"https://captcha.example"}`, fmt.Sprint(cfg))
 	var log bytes.Buffer
 	slog.New(slog.NewTextHandler(&log, nil)).Info("x", "req", &req, "cfg", cfg)
-	require.Contains(t, log.String(), `req.param_bytes=47 req.scene=login-scene cfg.region=cn cfg.endpoint=https://captcha.example`)
+	require.Contains(t, log.String(),
+		`req.param_bytes=47 req.scene=login-scene cfg.region=cn cfg.endpoint=https://captcha.example`)
 	require.NotPanics(t, func() { _ = fmt.Sprintf("%v %+v", (*alicaptcha.Request)(nil), (*alicaptcha.ClientConfig)(nil)) })
-	slog.New(slog.NewJSONHandler(&log, nil)).Info("x", "req", (*alicaptcha.Request)(nil), "cfg", (*alicaptcha.ClientConfig)(nil))
+	slog.New(slog.NewJSONHandler(&log, nil)).
+		Info("x", "req", (*alicaptcha.Request)(nil), "cfg", (*alicaptcha.ClientConfig)(nil))
 }
 
 func requireRedacted(t *testing.T, text string) {
@@ -471,11 +524,18 @@ func TestClientParamIsSentByteForByte(t *testing.T) {
 		all.WriteRune(r)
 	}
 	params := []string{
-		"a", " ", "\x00", "\n", " a ", "\ta\r\n", "a=b&c=d;e", "CaptchaVerifyParam=x&SceneId=other", `"quoted"`, `'single'`, `\backslash\u0041`, "<script>&amp;</script>",
-		"+", "%", "%20", "%2B+ ", "a+b c%2Bd", "100%", "\u2028\u2029", "😀👩‍👩‍👧", "é e\u0301", "\ufeffbom", "\ufffd", "\U0010ffff", "中文", "\u007f\u0080", "~*()!'-_.",
-		"null", "true", "123", "1e400", "[]", `{}`, `[1,2]`, `{"a":{"b":[1,"2",null]},"a":1}`, `{"n":12345678901234567890,"f":1.0}`, "a.1=b", all.String(), strings.Repeat("+/=%\"", 6000),
+		"a", " ", "\x00", "\n", " a ", "\ta\r\n", "a=b&c=d;e",
+		"CaptchaVerifyParam=x&SceneId=other", `"quoted"`, `'single'`, `\backslash\u0041`, "<script>&amp;</script>",
+		"+", "%", "%20", "%2B+ ", "a+b c%2Bd", "100%", "\u2028\u2029", "😀👩‍👩‍👧",
+		"é e\u0301", "\ufeffbom", "\ufffd", "\U0010ffff", "中文", "\u007f\u0080", "~*()!'-_.",
+		"null", "true", "123", "1e400", "[]", `{}`, `[1,2]`, `{"a":{"b":[1,"2",null]},"a":1}`,
+		`{"n":12345678901234567890,"f":1.0}`, "a.1=b", all.String(), strings.Repeat("+/=%\"", 6000),
 	}
-	for _, i := range []alicaptchatest.Issue{{SceneID: "login"}, {SceneID: "login", Format: alicaptchatest.V2}, {SceneID: "login", Format: alicaptchatest.V2, Bytes: 28000}} {
+	for _, i := range []alicaptchatest.Issue{
+		{SceneID: "login"},
+		{SceneID: "login", Format: alicaptchatest.V2},
+		{SceneID: "login", Format: alicaptchatest.V2, Bytes: 28000},
+	} {
 		param, err := sim.Issue(i)
 		require.NoError(t, err)
 		params = append(params, param)
@@ -545,8 +605,10 @@ func TestClientParamThatIsNotSent(t *testing.T) {
 	sim := alicaptchatest.Start(t, alicaptchatest.Config{})
 	client := sim.Client()
 	for param, want := range map[string]alicaptcha.Code{
-		"": alicaptcha.ParamMissing, "\xff": alicaptcha.ParamMalformed, "a\xffb": alicaptcha.ParamMalformed, "\xed\xa0\x80": alicaptcha.ParamMalformed,
-		"\xc0\x80": alicaptcha.ParamMalformed, "\xe4\xb8": alicaptcha.ParamMalformed, "\xf4\x90\x80\x80": alicaptcha.ParamMalformed, strings.Repeat("x", 5000) + "\x80": alicaptcha.ParamMalformed,
+		"": alicaptcha.ParamMissing, "\xff": alicaptcha.ParamMalformed, "a\xffb": alicaptcha.ParamMalformed,
+		"\xed\xa0\x80": alicaptcha.ParamMalformed, "\xc0\x80": alicaptcha.ParamMalformed,
+		"\xe4\xb8": alicaptcha.ParamMalformed, "\xf4\x90\x80\x80": alicaptcha.ParamMalformed,
+		strings.Repeat("x", 5000) + "\x80": alicaptcha.ParamMalformed,
 	} {
 		result, err := client.Verify(t.Context(), alicaptcha.Request{Param: param, SceneID: "login"})
 		require.Equal(t, want, requireFault(t, result, err).Code, "%q", param)

@@ -39,8 +39,12 @@ func callStages(t *testing.T) map[string]func(t *testing.T, reached chan<- struc
 	return map[string]func(*testing.T, chan<- struct{}) *alicaptcha.Client{
 		"before the headers": plain(func(net.Conn, *bufio.Reader) {}),
 		"in the status line": plain(func(conn net.Conn, _ *bufio.Reader) { io.WriteString(conn, "HTTP/1.1 200") }),
-		"in the headers":     plain(func(conn net.Conn, _ *bufio.Reader) { io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Len") }),
-		"after 100":          plain(func(conn net.Conn, _ *bufio.Reader) { io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\n") }),
+		"in the headers": plain(func(conn net.Conn, _ *bufio.Reader) {
+			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Len")
+		}),
+		"after 100": plain(func(conn net.Conn, _ *bufio.Reader) {
+			io.WriteString(conn, "HTTP/1.1 100 Continue\r\n\r\n")
+		}),
 		"before the body": plain(func(conn net.Conn, _ *bufio.Reader) {
 			io.WriteString(conn, "HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n")
 		}),
@@ -153,7 +157,8 @@ func TestClientDeadlineAfterSwitchingProtocols(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	result, err := askClient(t, ctx, client)
-	require.Contains(t, []alicaptcha.Code{alicaptcha.ServiceUnavailable, alicaptcha.ServiceTimeout}, requireFault(t, result, err).Code)
+	code := requireFault(t, result, err).Code
+	require.Contains(t, []alicaptcha.Code{alicaptcha.ServiceUnavailable, alicaptcha.ServiceTimeout}, code)
 }
 
 // A service that does not read the call is bounded too.
@@ -181,7 +186,9 @@ func TestClientDeadlineWhileSending(t *testing.T) {
 // A call that ended in a status which blames the request stays so however
 // slowly its body comes: a gateway that stalls must not look like an outage.
 func TestClientRefusalWithAStalledBody(t *testing.T) {
-	for status, want := range map[int]alicaptcha.Code{403: alicaptcha.RequestRefused, 429: alicaptcha.ServiceThrottled, 502: alicaptcha.ServiceTimeout} {
+	for status, want := range map[int]alicaptcha.Code{
+		403: alicaptcha.RequestRefused, 429: alicaptcha.ServiceThrottled, 502: alicaptcha.ServiceTimeout,
+	} {
 		client := clientAt(t, "http://"+serveRaw(t, func(conn net.Conn) {
 			in := bufio.NewReader(conn)
 			if readCall(in) {
@@ -287,5 +294,6 @@ func TestClientLeavesNoGoroutines(t *testing.T) {
 			}
 		}
 	}) // and its cleanups, which end the servers and the idle connections
-	require.Eventually(t, func() bool { return runtime.NumGoroutine() <= before+1 }, testGuard, 5*time.Millisecond) // one of them asks
+	ended := func() bool { return runtime.NumGoroutine() <= before+1 } // one of them asks
+	require.Eventually(t, ended, testGuard, 5*time.Millisecond)
 }

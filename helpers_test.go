@@ -237,7 +237,9 @@ func (f limiterFunc) Allow() bool { return f() }
 
 func TestMain(m *testing.M) {
 	// The environment of whoever runs the tests must not decide them.
-	for _, name := range []string{"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN", "DEBUG"} {
+	for _, name := range []string{
+		"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN", "DEBUG",
+	} {
 		os.Unsetenv(name)
 	}
 	if os.Getenv(childTask) != "" {
@@ -260,7 +262,8 @@ const (
 var secretWords = []string{"hunter", keyID, "client-param", "client-message"}
 
 // passAnswer is the service's answer to a good param.
-const passAnswer = `{"RequestId":"R-1","Message":"success","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"C-1"}}`
+const passAnswer = `{"RequestId":"R-1","Message":"success","Code":"Success","Success":true,` +
+	`"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"C-1"}}`
 
 // answerWith is an answer in which only Result is of interest.
 func answerWith(result string) string {
@@ -279,7 +282,9 @@ func cannedTransport(status int, body string) transportFunc {
 	return func(r *http.Request) (*http.Response, error) {
 		io.Copy(io.Discard, r.Body)
 		r.Body.Close()
-		return &http.Response{StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r}, nil
+		return &http.Response{
+			StatusCode: status, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(body)), Request: r,
+		}, nil
 	}
 }
 
@@ -289,7 +294,8 @@ func failingTransport(err error) transportFunc {
 
 func secretConfig(transport http.RoundTripper) alicaptcha.ClientConfig {
 	return alicaptcha.ClientConfig{
-		Region: alicaptcha.Mainland, AccessKeyID: keyID, AccessKeySecret: keySecret, SecurityToken: stsToken, Transport: transport,
+		Region: alicaptcha.Mainland, AccessKeyID: keyID, AccessKeySecret: keySecret, SecurityToken: stsToken,
+		Transport: transport,
 	}
 }
 
@@ -429,7 +435,8 @@ func tlsConfigs(t *testing.T) (server, client *tls.Config, certificate *x509.Cer
 
 // wireAnswer is an answer as it goes over a connection.
 func wireAnswer(status int, body string, headers ...string) string {
-	return fmt.Sprintf("HTTP/1.1 %03d Status\r\n%sContent-Length: %d\r\nConnection: close\r\n\r\n%s", status, strings.Join(headers, ""), len(body), body)
+	return fmt.Sprintf("HTTP/1.1 %03d Status\r\n%sContent-Length: %d\r\nConnection: close\r\n\r\n%s",
+		status, strings.Join(headers, ""), len(body), body)
 }
 
 // childTask is the environment's name of what beChild is to do: the
@@ -443,7 +450,8 @@ func runChild(t *testing.T, task string, env ...string) string {
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), path)
 	for _, pair := range os.Environ() {
-		if name, _, _ := strings.Cut(strings.ToUpper(pair), "="); !strings.HasSuffix(name, "_PROXY") && name != "REQUEST_METHOD" {
+		name, _, _ := strings.Cut(strings.ToUpper(pair), "=")
+		if !strings.HasSuffix(name, "_PROXY") && name != "REQUEST_METHOD" {
 			cmd.Env = append(cmd.Env, pair)
 		}
 	}
@@ -486,7 +494,9 @@ type keySource struct {
 func (s *keySource) GetCredential() (*credentials.CredentialModel, error) { return s.get() }
 
 func keyModel(id, secret, token string) *credentials.CredentialModel {
-	return &credentials.CredentialModel{AccessKeyId: &id, AccessKeySecret: &secret, SecurityToken: &token, Type: new("sts")}
+	return &credentials.CredentialModel{
+		AccessKeyId: &id, AccessKeySecret: &secret, SecurityToken: &token, Type: new("sts"),
+	}
 }
 
 func givingKeys(model *credentials.CredentialModel, err error) *keySource {

@@ -59,13 +59,21 @@ func TestClientCredentials(t *testing.T) {
 		"Credential":                  {source: provider(given), want: given},
 		"Credential with a token":     {source: provider(givenSTS), want: givenSTS},
 		"Credential over half a pair": {cfg: keys{id: "half"}, source: provider(given), want: given},
-		"Credential of the smallest":  {source: givingKeys(&credentials.CredentialModel{AccessKeyId: new(keyID), AccessKeySecret: new(keySecret)}, nil), want: given},
+		"Credential of the smallest": {
+			source: givingKeys(&credentials.CredentialModel{
+				AccessKeyId: new(keyID), AccessKeySecret: new(keySecret),
+			}, nil),
+			want: given,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("ALIBABA_CLOUD_SECURITY_TOKEN", tc.envToken)
-			sim := alicaptchatest.Start(t, alicaptchatest.Config{AccessKeyID: tc.want.id, AccessKeySecret: tc.want.secret, SecurityToken: tc.want.token})
+			sim := alicaptchatest.Start(t, alicaptchatest.Config{
+				AccessKeyID: tc.want.id, AccessKeySecret: tc.want.secret, SecurityToken: tc.want.token,
+			})
 			cfg := sim.ClientConfig()
-			cfg.AccessKeyID, cfg.AccessKeySecret, cfg.SecurityToken, cfg.Credential = tc.cfg.id, tc.cfg.secret, tc.cfg.token, tc.source
+			cfg.AccessKeyID, cfg.AccessKeySecret, cfg.SecurityToken = tc.cfg.id, tc.cfg.secret, tc.cfg.token
+			cfg.Credential = tc.source
 			client := newClient(t, cfg)
 			t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", "another") // asked once
 			param, err := sim.Issue(alicaptchatest.Issue{SceneID: "login"})
@@ -514,7 +522,8 @@ func TestClientLogsCredentialThatFails(t *testing.T) {
 				lines := strings.SplitAfter(c.log.String(), "\n")
 				require.Len(t, lines, 11, c.log.String()) // asked once in 61 s; the last is empty
 				for _, line := range lines[:10] {
-					require.Equal(t, "ERROR captcha: the Credential gave no new keys, the old ones serve on until they end captcha.error=alicaptcha: misconfigured: "+tc.want+"\n", line)
+					require.Equal(t, "ERROR captcha: the Credential gave no new keys, the old ones serve on until they end "+
+						"captcha.error=alicaptcha: misconfigured: "+tc.want+"\n", line)
 				}
 				for i, r := range c.log.records[1:] {
 					require.GreaterOrEqual(t, r.Time.Sub(c.log.records[i].Time), time.Minute)
@@ -572,7 +581,8 @@ func TestClientLogsHangingCredential(t *testing.T) {
 			time.Sleep(time.Second)
 			require.Equal(t, "key-1", c.verify(t))
 		}
-		line := "ERROR captcha: the Credential gave no new keys, the old ones serve on until they end captcha.error=alicaptcha: misconfigured: the Credential does not answer\n"
+		line := "ERROR captcha: the Credential gave no new keys, the old ones serve on until they end " +
+			"captcha.error=alicaptcha: misconfigured: the Credential does not answer\n"
 		require.Equal(t, line+line, c.log.String())
 
 		release()
@@ -642,7 +652,9 @@ func TestClientRotatesSessionKeys(t *testing.T) {
 				io.WriteString(w, `{"Code":"InvalidSecurityToken.Expired"}`)
 				return w.Result(), nil
 			}
-			sim := alicaptchatest.NewSimulator(alicaptchatest.Config{AccessKeyID: "STS." + id, AccessKeySecret: "secret-" + id, SecurityToken: "token-" + id})
+			sim := alicaptchatest.NewSimulator(alicaptchatest.Config{
+				AccessKeyID: "STS." + id, AccessKeySecret: "secret-" + id, SecurityToken: "token-" + id,
+			})
 			call := httptest.NewRequest(r.Method, r.URL.String(), r.Body)
 			for name, values := range r.Header { // as the wire would have them
 				call.Header[http.CanonicalHeaderKey(name)] = values
@@ -706,6 +718,8 @@ func TestClientAsksForKeysOneAtATime(t *testing.T) {
 		for _, id := range c.signers {
 			ids[id]++
 		}
-		require.Equal(t, map[string]int{"key-2": 200, "key-3": 200, "key-4": 200, "key-5": 200, "key-6": 200}, maps.Clone(ids))
+		require.Equal(t, map[string]int{
+			"key-2": 200, "key-3": 200, "key-4": 200, "key-5": 200, "key-6": 200,
+		}, maps.Clone(ids))
 	})
 }

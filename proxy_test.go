@@ -61,9 +61,13 @@ func serveProxy(t *testing.T, to string) (addr string, asked func() []*http.Requ
 
 // The SDK would read these itself, and send the password to the service.
 func TestClientIgnoresTheEnvironmentsProxyWithATransport(t *testing.T) {
-	for _, sim := range []*alicaptchatest.Server{alicaptchatest.Start(t, alicaptchatest.Config{}), alicaptchatest.StartTLS(t, alicaptchatest.Config{})} {
+	for _, sim := range []*alicaptchatest.Server{
+		alicaptchatest.Start(t, alicaptchatest.Config{}), alicaptchatest.StartTLS(t, alicaptchatest.Config{}),
+	} {
 		addr, asked := serveProxy(t, strings.TrimPrefix(strings.TrimPrefix(sim.URL, "http://"), "https://"))
-		for _, proxy := range []string{"http://user:hunter2@" + addr, "http://user:hunter2@bad host/", "://hunter2", "socks5://user:hunter2@" + addr} {
+		for _, proxy := range []string{
+			"http://user:hunter2@" + addr, "http://user:hunter2@bad host/", "://hunter2", "socks5://user:hunter2@" + addr,
+		} {
 			for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "ALL_PROXY", "all_proxy"} {
 				t.Setenv(name, proxy)
 			}
@@ -136,12 +140,17 @@ func TestClientProxyThatRefuses(t *testing.T) {
 
 // net/http would go round a proxy that it cannot read, or take another host for it.
 func TestNewClientMalformedProxyInTheEnvironment(t *testing.T) {
-	for _, proxy := range []string{"http://user:hunter2@bad host", "http://user:hunter2@proxy:port", "user:hunter2@proxy:80%zz", "://user:hunter2"} {
+	for _, proxy := range []string{
+		"http://user:hunter2@bad host", "http://user:hunter2@proxy:port", "user:hunter2@proxy:80%zz", "://user:hunter2",
+	} {
 		out := runChild(t, "new https://captcha.example", "HTTPS_PROXY="+proxy, "HTTP_PROXY="+proxy)
 		require.NotContains(t, out, "hunter2")
 		require.Contains(t, out, "HTTPS_PROXY", proxy)
 	}
-	for _, env := range []string{"HTTPS_PROXY=http://user:hunter2@proxy:8080", "HTTPS_PROXY=proxy:8080", "HTTP_PROXY=http://user:hunter2@bad host"} {
+	for _, env := range []string{
+		"HTTPS_PROXY=http://user:hunter2@proxy:8080", "HTTPS_PROXY=proxy:8080",
+		"HTTP_PROXY=http://user:hunter2@bad host",
+	} {
 		require.Contains(t, runChild(t, "new https://captcha.example", env), "child: <nil>", env)
 	}
 }
@@ -164,8 +173,10 @@ func TestClientDefaultTransportThroughAProxy(t *testing.T) {
 	defer origin.Close()
 	addr, asked := serveProxy(t, origin.Listener.Addr().String())
 	roots := filepath.Join(t.TempDir(), "roots.pem")
-	require.NoError(t, os.WriteFile(roots, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: origin.Certificate().Raw}), 0o600))
-	out := runChild(t, "verify https://example.com", "HTTPS_PROXY=http://user:hunter2@"+addr, "SSL_CERT_FILE="+roots, "SSL_CERT_DIR="+t.TempDir())
+	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: origin.Certificate().Raw})
+	require.NoError(t, os.WriteFile(roots, certificate, 0o600))
+	out := runChild(t, "verify https://example.com",
+		"HTTPS_PROXY=http://user:hunter2@"+addr, "SSL_CERT_FILE="+roots, "SSL_CERT_DIR="+t.TempDir())
 	require.Equal(t, 3, strings.Count(out, "child: F003 <nil>"), out)
 	require.Len(t, asked(), 1)
 	require.Equal(t, "example.com:443", asked()[0].Host)
@@ -174,10 +185,13 @@ func TestClientDefaultTransportThroughAProxy(t *testing.T) {
 	for _, call := range sim.Calls() {
 		require.Empty(t, call.Header.Get("Proxy-Authorization"))
 	}
-	require.Equal(t, []any{"HTTP/1.1"}, slices.Collect(func(yield func(any) bool) { protos.Range(func(k, _ any) bool { return yield(k) }) }))
+	require.Equal(t, []any{"HTTP/1.1"}, slices.Collect(func(yield func(any) bool) {
+		protos.Range(func(k, _ any) bool { return yield(k) })
+	}))
 
 	// Nobody's certificate is believed without a root for it.
-	out = runChild(t, "verify https://example.com", "HTTPS_PROXY=http://user:hunter2@"+addr, "SSL_CERT_FILE="+roots+".none", "SSL_CERT_DIR="+t.TempDir())
+	out = runChild(t, "verify https://example.com",
+		"HTTPS_PROXY=http://user:hunter2@"+addr, "SSL_CERT_FILE="+roots+".none", "SSL_CERT_DIR="+t.TempDir())
 	require.Equal(t, 3, strings.Count(out, "alicaptcha: service_unavailable: tls: failed to verify certificate"), out)
 	require.NotContains(t, out, "hunter2")
 	require.Len(t, sim.Calls(), 3)

@@ -22,11 +22,20 @@ func TestErrorText(t *testing.T) {
 		{nil, "alicaptcha: no verdict"},
 		{&alicaptcha.Error{Code: alicaptcha.ServiceTimeout}, "alicaptcha: service_timeout"},
 		{&alicaptcha.Error{Code: alicaptcha.ServiceUnavailable, Status: 502}, "alicaptcha: service_unavailable (status 502)"},
-		{&alicaptcha.Error{Code: alicaptcha.RequestRefused, Status: 401, ServiceCode: "InvalidParameter", RequestID: "R-1"}, "alicaptcha: request_refused (status 401, code InvalidParameter, request R-1)"},
+		{
+			&alicaptcha.Error{
+				Code: alicaptcha.RequestRefused, Status: 401, ServiceCode: "InvalidParameter", RequestID: "R-1",
+			},
+			"alicaptcha: request_refused (status 401, code InvalidParameter, request R-1)",
+		},
 		{&alicaptcha.Error{Code: alicaptcha.Misconfigured, RequestID: "R-1"}, "alicaptcha: misconfigured (request R-1)"},
-		{&alicaptcha.Error{Code: alicaptcha.ServiceUnavailable, Err: errors.New(keySecret)}, "alicaptcha: service_unavailable"},
+		{&alicaptcha.Error{Code: alicaptcha.ServiceUnavailable, Err: errors.New(keySecret)},
+			"alicaptcha: service_unavailable"},
 		{&alicaptcha.Error{Code: alicaptcha.ServiceUnavailable, Err: context.Canceled}, "alicaptcha: service_unavailable"},
-		{&alicaptcha.Error{Code: alicaptcha.ServiceUnavailable, Err: &alicaptcha.Error{Err: errors.New(keySecret)}}, "alicaptcha: service_unavailable"},
+		{
+			&alicaptcha.Error{Code: alicaptcha.ServiceUnavailable, Err: &alicaptcha.Error{Err: errors.New(keySecret)}},
+			"alicaptcha: service_unavailable",
+		},
 	} {
 		require.Equal(t, tc.want, tc.err.Error())
 		require.Equal(t, tc.want, fmt.Sprint(tc.err))
@@ -46,10 +55,15 @@ func TestErrorNil(t *testing.T) {
 
 func TestErrorUnwraps(t *testing.T) {
 	cause := errors.New("cause")
-	err := fmt.Errorf("login: %w", &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable, Err: fmt.Errorf("deep: %w", cause)})
+	err := fmt.Errorf("login: %w", &alicaptcha.Error{
+		Code: alicaptcha.ServiceUnavailable, Err: fmt.Errorf("deep: %w", cause),
+	})
 	require.ErrorIs(t, err, cause)
 
-	for _, cause := range []error{errors.New(secretMessage), io.ErrUnexpectedEOF, &net.DNSError{Err: "no such host", Name: "captcha.example"}, &net.OpError{Op: "dial", Net: "tcp", Err: io.EOF}} {
+	for _, cause := range []error{
+		errors.New(secretMessage), io.ErrUnexpectedEOF, &net.DNSError{Err: "no such host", Name: "captcha.example"},
+		&net.OpError{Op: "dial", Net: "tcp", Err: io.EOF},
+	} {
 		result, err := askClient(t, t.Context(), newClient(t, secretConfig(failingTransport(fmt.Errorf("x: %w", cause)))))
 		requireFault(t, result, err)
 		require.ErrorIs(t, err, cause)
@@ -87,7 +101,8 @@ func TestVerifierIsReadStrictly(t *testing.T) {
 		{"long", alicaptcha.Result{Passed: true, Code: "T0011"}, nil, "service_unavailable", false},
 		{"lower case", alicaptcha.Result{Passed: true, Code: "t001"}, nil, "service_unavailable", false},
 		{"letters", alicaptcha.Result{Passed: true, Code: "Tabc"}, nil, "service_unavailable", false},
-		{"a pass beside an error", alicaptcha.Result{Passed: true, Code: "T001"}, fails(alicaptcha.ServiceThrottled), "service_throttled", false},
+		{"a pass beside an error", alicaptcha.Result{Passed: true, Code: "T001"}, fails(alicaptcha.ServiceThrottled),
+			"service_throttled", false},
 		{"plain error", alicaptcha.Result{}, errors.New("oops"), "service_unavailable", true},
 		{"nil *Error", alicaptcha.Result{}, (*alicaptcha.Error)(nil), "service_unavailable", true},
 		{"empty *Error", alicaptcha.Result{}, &alicaptcha.Error{}, "service_unavailable", true},
@@ -95,7 +110,8 @@ func TestVerifierIsReadStrictly(t *testing.T) {
 		{"*Error with an F code", alicaptcha.Result{}, fails("F001"), "service_unavailable", true},
 		{"*Error with a code of nobody", alicaptcha.Result{}, fails("sunny"), "service_unavailable", true},
 		{"ParamMissing", alicaptcha.Result{}, fails(alicaptcha.ParamMissing), "service_unavailable", true},
-		{"ClientCanceled while the request lives", alicaptcha.Result{}, fails(alicaptcha.ClientCanceled), "service_unavailable", true},
+		{"ClientCanceled while the request lives", alicaptcha.Result{}, fails(alicaptcha.ClientCanceled),
+			"service_unavailable", true},
 		{"a context error while the request lives", alicaptcha.Result{}, context.Canceled, "service_unavailable", true},
 		{"a deadline that is not ours", alicaptcha.Result{}, context.DeadlineExceeded, "service_unavailable", true},
 		{"wrapped", alicaptcha.Result{}, fmt.Errorf("outer: %w", fails(alicaptcha.ServiceTimeout)), "service_timeout", true},

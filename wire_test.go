@@ -33,7 +33,9 @@ func TestClientFollowsNoRedirect(t *testing.T) {
 	defer secondTLS.Close()
 
 	for _, status := range []int{300, 301, 302, 303, 305, 307, 308} {
-		for _, to := range []string{second.URL, secondTLS.URL, "/other", "//" + strings.TrimPrefix(second.URL, "http://") + "/"} {
+		for _, to := range []string{
+			second.URL, secondTLS.URL, "/other", "//" + strings.TrimPrefix(second.URL, "http://") + "/",
+		} {
 			var calls atomic.Int64
 			handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 				calls.Add(1)
@@ -74,7 +76,8 @@ func TestClientManyCallers(t *testing.T) {
 			cfg := sim.ClientConfig()
 			transport := cfg.Transport.(*http.Transport).Clone()
 			if version == 1 {
-				transport = &http.Transport{MaxIdleConnsPerHost: 512, TLSClientConfig: &tls.Config{RootCAs: transport.TLSClientConfig.RootCAs}}
+				config := &tls.Config{RootCAs: transport.TLSClientConfig.RootCAs}
+				transport = &http.Transport{MaxIdleConnsPerHost: 512, TLSClientConfig: config}
 			}
 			defer transport.CloseIdleConnections()
 			var dials atomic.Int64
@@ -283,7 +286,9 @@ func TestClientSendsOnceOnlyOverHTTP2(t *testing.T) {
 	const internalError, cancelled, enhanceYourCalm = 2, 8, 11
 	serverTLS, tlsConfigs, _ := tlsConfigs(t)
 	serverTLS.NextProtos = []string{"h2"}
-	for name, code := range map[string]uint32{"INTERNAL_ERROR": internalError, "ENHANCE_YOUR_CALM": enhanceYourCalm, "CANCEL": cancelled} {
+	for name, code := range map[string]uint32{
+		"INTERNAL_ERROR": internalError, "ENHANCE_YOUR_CALM": enhanceYourCalm, "CANCEL": cancelled,
+	} {
 		t.Run(name, func(t *testing.T) {
 			var calls atomic.Int64
 			addr := serveRaw(t, func(raw net.Conn) {
@@ -411,8 +416,8 @@ func TestHangUpsKeepConnections(t *testing.T) {
 	defer site.Close()
 
 	body := `{"captchaVerifyParam":"junk"}`
-	call := fmt.Sprintf("POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s",
-		len(body), body)
+	call := fmt.Sprintf("POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"+
+		"Content-Length: %d\r\n\r\n%s", len(body), body)
 	var all sync.WaitGroup
 	for range places {
 		all.Go(func() {
@@ -435,7 +440,9 @@ func TestHangUpsKeepConnections(t *testing.T) {
 	require.NotNil(t, n, "nobody was noticed to hang up")
 	require.Greater(t, n.(*atomic.Int64).Load(), int64(hangUps/2))
 	require.LessOrEqual(t, opened.Load(), int64(places+10))
-	for _, opens := range []alicaptcha.Code{alicaptcha.ServiceTimeout, alicaptcha.ServiceUnavailable, alicaptcha.Misconfigured} {
+	for _, opens := range []alicaptcha.Code{
+		alicaptcha.ServiceTimeout, alicaptcha.ServiceUnavailable, alicaptcha.Misconfigured,
+	} {
 		_, reached := ends.Load(opens)
 		require.False(t, reached, opens)
 	}
