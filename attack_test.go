@@ -55,7 +55,9 @@ func newFortress(t *testing.T) *fortress {
 	open := alicaptcha.AllowAtMost(rate.NewLimiter(rate.Inf, 0))
 	m, err := alicaptcha.New(alicaptcha.Config{
 		Verifier: f.breaker, SceneID: "login", Logger: slog.New(countErrors{&f.loud}), Timeout: time.Minute,
-		Policy: alicaptcha.Policy{alicaptcha.ServiceTimeout: open, alicaptcha.ServiceUnavailable: open, alicaptcha.Misconfigured: open},
+		Policy: alicaptcha.Policy{
+			alicaptcha.ServiceTimeout: open, alicaptcha.ServiceUnavailable: open, alicaptcha.Misconfigured: open,
+		},
 		Observe: func(_ context.Context, o alicaptcha.Outcome) {
 			f.mu.Lock()
 			defer f.mu.Unlock()
@@ -82,7 +84,8 @@ func (h countErrors) WithAttrs([]slog.Attr) slog.Handler             { return h 
 func (h countErrors) WithGroup(string) slog.Handler                  { return h }
 
 func (f *fortress) issue(t *testing.T, scene string) string {
-	param, err := f.service.Issue(alicaptchatest.Issue{SceneID: scene, Format: []alicaptchatest.Format{alicaptchatest.V2, alicaptchatest.V3}[rand.N(2)]})
+	format := []alicaptchatest.Format{alicaptchatest.V2, alicaptchatest.V3}[rand.N(2)]
+	param, err := f.service.Issue(alicaptchatest.Issue{SceneID: scene, Format: format})
 	require.NoError(t, err)
 	return param
 }
@@ -149,7 +152,8 @@ func TestAttacks(t *testing.T) {
 					func() string { return base64.StdEncoding.EncodeToString([]byte(noise(200))) },
 					func() string { return base64.StdEncoding.EncodeToString([]byte(`{"certifyId":"x","sceneId":"login"}`)) },
 					func() string {
-						return base64.StdEncoding.EncodeToString([]byte(`{"certifyId":"x","sceneId":"login","isSign":true,"securityToken":"y"}`))
+						const signed = `{"certifyId":"x","sceneId":"login","isSign":true,"securityToken":"y"}`
+						return base64.StdEncoding.EncodeToString([]byte(signed))
 					},
 					func() string { return `{"sceneId":"login","certifyId":"x","deviceToken":"y","data":"z"}` },
 					func() string { return `{"sceneId":` },
@@ -162,10 +166,15 @@ func TestAttacks(t *testing.T) {
 		{"junk bodies", func() {
 			attack(2000, func(i int) {
 				r := httptest.NewRequest("POST", "/login", strings.NewReader([]string{
-					noise(2000), `{"captchaVerifyParam":`, `{"captchaVerifyParam":{"a":1}}`, `{"captchaVerifyParam":null}`, strings.Repeat("[", 5000),
-					"captchaVerifyParam=%zz", "captchaVerifyParam", "--x\r\nContent-Disposition: form-data; name=captchaVerifyParam\r\n\r\nabc", "", "captchaVerifyParam=a;b",
+					noise(2000), `{"captchaVerifyParam":`, `{"captchaVerifyParam":{"a":1}}`,
+					`{"captchaVerifyParam":null}`, strings.Repeat("[", 5000),
+					"captchaVerifyParam=%zz", "captchaVerifyParam",
+					"--x\r\nContent-Disposition: form-data; name=captchaVerifyParam\r\n\r\nabc", "", "captchaVerifyParam=a;b",
 				}[i%10]))
-				r.Header.Set("Content-Type", []string{"application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "multipart/form-data", "text/plain", ""}[rand.N(6)])
+				r.Header.Set("Content-Type", []string{
+					"application/json", "application/x-www-form-urlencoded",
+					"multipart/form-data; boundary=x", "multipart/form-data", "text/plain", "",
+				}[rand.N(6)])
 				if rand.N(4) == 0 {
 					r.Header.Set("Content-Encoding", "gzip")
 				}
@@ -177,7 +186,8 @@ func TestAttacks(t *testing.T) {
 		}},
 		{"the field behind too much", func() {
 			attack(200, func(int) {
-				f.send(jsonRequest(`{"a":"` + strings.Repeat("x", 200<<10) + `","captchaVerifyParam":"` + f.issue(t, "login") + `"}`))
+				param := f.issue(t, "login")
+				f.send(jsonRequest(`{"a":"` + strings.Repeat("x", 200<<10) + `","captchaVerifyParam":"` + param + `"}`))
 			})
 		}},
 		{"params of another scene", func() {
@@ -202,7 +212,8 @@ func TestAttacks(t *testing.T) {
 			f.pause.Store(int64(2 * time.Millisecond))
 			defer f.pause.Store(0)
 			attack(600, func(i int) {
-				r := carry(base64.StdEncoding.EncodeToString([]byte(`{"certifyId":"x","sceneId":"login","isSign":true,"securityToken":"y"}`)))
+				const signed = `{"certifyId":"x","sceneId":"login","isSign":true,"securityToken":"y"}`
+				r := carry(base64.StdEncoding.EncodeToString([]byte(signed)))
 				ctx, cancel := context.WithCancel(r.Context())
 				if i%2 == 0 { // or the router has had enough
 					cancel()
@@ -230,7 +241,8 @@ func TestAttacks(t *testing.T) {
 				}
 				defer conn.Close()
 				body := `{"captchaVerifyParam":"` + strings.Repeat("x", 100) + `"}`
-				fmt.Fprintf(conn, "POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body[:rand.N(len(body))])
+				fmt.Fprintf(conn, "POST /login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"+
+					"Content-Length: %d\r\nConnection: close\r\n\r\n%s", len(body), body[:rand.N(len(body))])
 				if i%2 == 0 {
 					return
 				}
@@ -248,11 +260,14 @@ func TestAttacks(t *testing.T) {
 		require.Equal(t, honest, f.verified.Load(), "%s: each param is good for one", row.name)
 	}
 	require.Equal(t, 10_000, total)
-	for _, opened := range []alicaptcha.Code{alicaptcha.ServiceTimeout, alicaptcha.ServiceUnavailable, alicaptcha.Misconfigured} {
+	for _, opened := range []alicaptcha.Code{
+		alicaptcha.ServiceTimeout, alicaptcha.ServiceUnavailable, alicaptcha.Misconfigured,
+	} {
 		require.Zero(t, f.ends[opened], "a client can cause %s: %v", opened, f.ends)
 	}
 	for _, seen := range []alicaptcha.Code{
-		alicaptcha.ParamMalformed, alicaptcha.ParamTooLarge, alicaptcha.ParamMissing, alicaptcha.ClientCanceled, alicaptcha.Overloaded, alicaptcha.ServiceThrottled,
+		alicaptcha.ParamMalformed, alicaptcha.ParamTooLarge, alicaptcha.ParamMissing,
+		alicaptcha.ClientCanceled, alicaptcha.Overloaded, alicaptcha.ServiceThrottled,
 		alicaptcha.F003, alicaptcha.F008, alicaptcha.F012, alicaptcha.F013, alicaptcha.F014, alicaptcha.F018,
 	} {
 		require.NotZero(t, f.ends[seen], "%s was not reached: %v", seen, f.ends)

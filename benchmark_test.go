@@ -51,7 +51,9 @@ func readAll(verifier alicaptcha.Verifier, next http.Handler) http.Handler {
 // gate's time as a part of readAll's, each less that without a gate.
 func BenchmarkMiddleware(b *testing.B) {
 	verifier := alicaptchatest.Passing()
-	m, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+	m, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: verifier, SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+	})
 	require.NoError(b, err)
 	calls := 0
 	handler := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
@@ -121,13 +123,15 @@ func (c canned) Call(r *http.Request, _ *http.Transport) (*http.Response, error)
 // is, both on a canned answer. The metric of-sdk is the former's time as a part
 // of the latter's.
 func BenchmarkClient(b *testing.B) {
-	const pass = canned(`{"RequestId":"0A1B2C3D-0000-1111-2222-333344445555","Message":"success","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"certify"}}`)
+	const pass = canned(`{"RequestId":"0A1B2C3D-0000-1111-2222-333344445555","Message":"success","Code":"Success",` +
+		`"Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"certify"}}`)
 	client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
 		Region: alicaptcha.International, AccessKeyID: "test-id", AccessKeySecret: "test-secret", Transport: pass,
 	})
 	require.NoError(b, err)
 	sdk, err := captcha.NewClient(&openapi.Config{
-		Endpoint: new("captcha.ap-southeast-1.aliyuncs.com"), AccessKeyId: new("test-id"), AccessKeySecret: new("test-secret"), HttpClient: pass,
+		Endpoint: new("captcha.ap-southeast-1.aliyuncs.com"), AccessKeyId: new("test-id"),
+		AccessKeySecret: new("test-secret"), HttpClient: pass,
 	})
 	require.NoError(b, err)
 	scene := "login"

@@ -102,7 +102,9 @@ func TestBreakerOpensAndRecovers(t *testing.T) {
 			require.True(t, call(t, b, s), "three probes close it")
 		}
 		require.EqualValues(t, "closed", b.State())
-		require.Equal(t, []slog.Level{slog.LevelWarn, slog.LevelInfo, slog.LevelWarn, slog.LevelInfo, slog.LevelInfo}, log.levels(), "open, half-open, open, half-open, closed")
+		require.Equal(t, []slog.Level{
+			slog.LevelWarn, slog.LevelInfo, slog.LevelWarn, slog.LevelInfo, slog.LevelInfo,
+		}, log.levels(), "open, half-open, open, half-open, closed")
 
 		s.answer(errTimeout)
 		for range 4 {
@@ -171,7 +173,9 @@ func TestBreakerIsNotMovedByParams(t *testing.T) {
 
 	gone, hangUp := context.WithCancel(t.Context())
 	hangUp()
-	for _, err := range []error{errors.New("rpc error: code = Canceled"), &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}, errTimeout} {
+	for _, err := range []error{
+		errors.New("rpc error: code = Canceled"), &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}, errTimeout,
+	} {
 		s := &script{err: err}
 		b = newBreaker(t, s, alicaptcha.BreakerConfig{Failures: 1})
 		for range 3 {

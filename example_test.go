@@ -125,7 +125,9 @@ func ExampleNewBreaker() {
 		fmt.Println("asked")
 		return alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}
 	})
-	verifier, err := alicaptcha.NewBreaker(service, alicaptcha.BreakerConfig{Failures: 1, Logger: slog.New(slog.DiscardHandler)})
+	verifier, err := alicaptcha.NewBreaker(service, alicaptcha.BreakerConfig{
+		Failures: 1, Logger: slog.New(slog.DiscardHandler),
+	})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -299,7 +301,9 @@ func ExampleFromJSON() {
 // The default places, and one more.
 func ExampleDefaultExtractors() {
 	extractors := append(alicaptcha.DefaultExtractors(), alicaptcha.FromHeader("X-Captcha-Verify-Param"))
-	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "1a2b3c4d", Extractors: extractors})
+	captcha, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: alicaptchatest.Passing(), SceneID: "1a2b3c4d", Extractors: extractors,
+	})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -320,7 +324,8 @@ func Example_unitTest() {
 	})
 
 	r := httptest.NewRequest("POST", "/login", nil)
-	r = r.WithContext(alicaptchatest.NewContext(r.Context(), alicaptcha.Outcome{Allowed: true, Code: alicaptcha.ServiceTimeout}))
+	outcome := alicaptcha.Outcome{Allowed: true, Code: alicaptcha.ServiceTimeout}
+	r = r.WithContext(alicaptchatest.NewContext(r.Context(), outcome))
 	w := httptest.NewRecorder()
 	handler.ServeHTTP(w, r)
 	fmt.Println(w.Code, w.Body)

@@ -101,7 +101,9 @@ func TestRouters(t *testing.T) {
 		return w.FormDataContentType(), b.String()
 	}
 
-	for name, router := range map[string]http.Handler{"chi": chiRouter, "gorilla": muxRouter, "ServeMux": serveMux, "bare": bare} {
+	for name, router := range map[string]http.Handler{
+		"chi": chiRouter, "gorilla": muxRouter, "ServeMux": serveMux, "bare": bare,
+	} {
 		t.Run(name, func(t *testing.T) {
 			web := httptest.NewServer(router)
 			defer web.Close()
@@ -161,16 +163,23 @@ func TestNewReportsEveryFault(t *testing.T) {
 		{"nil func", alicaptcha.Config{Verifier: alicaptcha.VerifierFunc(nil), SceneID: "x"}, []string{"Config.Verifier"}},
 		{"nil pointer", alicaptcha.Config{Verifier: (*alicaptcha.Client)(nil), SceneID: "x"}, []string{"Config.Verifier"}},
 		{"two scenes", alicaptcha.Config{Verifier: passing(), SceneID: "x", AnyScene: true}, []string{"Config.SceneID"}},
-		{"scene and func", alicaptcha.Config{Verifier: passing(), SceneID: "x", SceneIDFunc: someScene}, []string{"Config.SceneID"}},
-		{"func and any", alicaptcha.Config{Verifier: passing(), AnyScene: true, SceneIDFunc: someScene}, []string{"Config.SceneID"}},
+		{"scene and func", alicaptcha.Config{Verifier: passing(), SceneID: "x", SceneIDFunc: someScene},
+			[]string{"Config.SceneID"}},
+		{"func and any", alicaptcha.Config{Verifier: passing(), AnyScene: true, SceneIDFunc: someScene},
+			[]string{"Config.SceneID"}},
 		{"newline", alicaptcha.Config{Verifier: passing(), SceneID: "x\n"}, []string{"Config.SceneID"}},
 		{"not UTF-8", alicaptcha.Config{Verifier: passing(), SceneID: "x\xff"}, []string{"Config.SceneID"}},
-		{"nil extractor", alicaptcha.Config{Verifier: passing(), SceneID: "x", Extractors: []alicaptcha.Extractor{alicaptcha.FromHeader("A"), nil}}, []string{"Config.Extractors[1]"}},
-		{"no extractor", alicaptcha.Config{Verifier: passing(), SceneID: "x", Extractors: []alicaptcha.Extractor{}}, []string{"Config.Extractors"}},
-		{"all numbers", alicaptcha.Config{Verifier: passing(), SceneID: "x", Timeout: -1, MaxParamBytes: -1, MaxBodyBytes: -1, MaxConcurrent: -1},
-			[]string{"Config.Timeout", "Config.MaxParamBytes", "Config.MaxBodyBytes", "Config.MaxConcurrent"}},
-		{"policy and verifier", alicaptcha.Config{SceneID: "x", Policy: alicaptcha.Policy{"X1": {}, alicaptcha.F001: {Status: 302}}},
-			[]string{"Config.Verifier", `Config.Policy["F001"]`, `Config.Policy["X1"]`}},
+		{"nil extractor", alicaptcha.Config{
+			Verifier: passing(), SceneID: "x", Extractors: []alicaptcha.Extractor{alicaptcha.FromHeader("A"), nil},
+		}, []string{"Config.Extractors[1]"}},
+		{"no extractor", alicaptcha.Config{Verifier: passing(), SceneID: "x", Extractors: []alicaptcha.Extractor{}},
+			[]string{"Config.Extractors"}},
+		{"all numbers", alicaptcha.Config{
+			Verifier: passing(), SceneID: "x", Timeout: -1, MaxParamBytes: -1, MaxBodyBytes: -1, MaxConcurrent: -1,
+		}, []string{"Config.Timeout", "Config.MaxParamBytes", "Config.MaxBodyBytes", "Config.MaxConcurrent"}},
+		{"policy and verifier", alicaptcha.Config{
+			SceneID: "x", Policy: alicaptcha.Policy{"X1": {}, alicaptcha.F001: {Status: 302}},
+		}, []string{"Config.Verifier", `Config.Policy["F001"]`, `Config.Policy["X1"]`}},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			m, err := alicaptcha.New(row.cfg)
@@ -213,7 +222,9 @@ func TestNilHandlerPanics(t *testing.T) {
 
 func TestEveryMethodIsGated(t *testing.T) {
 	t.Parallel()
-	for _, method := range []string{"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "BREW"} {
+	for _, method := range []string{
+		"GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE", "CONNECT", "BREW",
+	} {
 		tr := try(t, alicaptcha.Config{Verifier: passing()}, httptest.NewRequest(method, "/login", nil))
 		require.False(t, tr.called, method)
 		require.Equal(t, 400, tr.Code, method)
@@ -293,7 +304,9 @@ func TestPanickingVerifier(t *testing.T) {
 		return &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) { panic(v) }}
 	}
 	secret := "panic text with " + param
-	for name, v := range map[string]any{"text": secret, "error": errors.New(secret), "slice": []string{secret}, "map": map[string]string{}} {
+	for name, v := range map[string]any{
+		"text": secret, "error": errors.New(secret), "slice": []string{secret}, "map": map[string]string{},
+	} {
 		t.Run(name, func(t *testing.T) {
 			tr := try(t, alicaptcha.Config{Verifier: panicking(v), Policy: openEverything()}, loginRequest())
 			require.False(t, tr.called)
@@ -306,7 +319,9 @@ func TestPanickingVerifier(t *testing.T) {
 	}
 	t.Run("the place is given back, and the stack is logged once", func(t *testing.T) {
 		var log bytes.Buffer
-		m, err := alicaptcha.New(alicaptcha.Config{Verifier: panicking("x"), SceneID: "login", MaxConcurrent: 1, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		m, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: panicking("x"), SceneID: "login", MaxConcurrent: 1, Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
 		require.NoError(t, err)
 		for range 3 {
 			require.Equal(t, alicaptcha.ServiceUnavailable, m.Check(loginRequest()).Code)
@@ -375,21 +390,36 @@ func TestContexts(t *testing.T) {
 		end      error // of the Verifier's context when it returns
 	}{
 		{"our timeout", hanging(), context.WithCancel, 0, alicaptcha.ServiceTimeout, 5 * second, context.DeadlineExceeded},
-		{"our own timeout", hanging(), context.WithCancel, second, alicaptcha.ServiceTimeout, second, context.DeadlineExceeded},
-		{"a longer deadline of the request", hanging(), deadlineAfter(time.Minute), second, alicaptcha.ServiceTimeout, second, context.DeadlineExceeded},
-		{"the client goes", hanging(), canceledAfter(second), 0, alicaptcha.ClientCanceled, 5 * second, context.DeadlineExceeded},
-		{"the client goes, and the service answers", answeringAfter(2*second, false), canceledAfter(second), 0, alicaptcha.ClientCanceled, 2 * second, nil},
-		{"the client goes, and the service passes", answeringAfter(2*second, true), canceledAfter(second), 0, alicaptcha.ClientCanceled, 2 * second, nil},
-		{"the client goes before the deadline", hanging(), both, 0, alicaptcha.ClientCanceled, 5 * second, context.DeadlineExceeded},
-		{"the request's deadline leaves a second", hanging(), deadlineAfter(second), 0, alicaptcha.ServiceTimeout, second, context.DeadlineExceeded},
-		{"the request's deadline leaves less", hanging(), deadlineAfter(justNot), 0, alicaptcha.Overloaded, justNot, context.Canceled},
-		{"the request's deadline leaves less than a short Timeout", hanging(), deadlineAfter(99 * time.Millisecond), 100 * time.Millisecond, alicaptcha.Overloaded, 99 * time.Millisecond, context.Canceled},
-		{"the request's deadline leaves a short Timeout", hanging(), deadlineAfter(100 * time.Millisecond), 100 * time.Millisecond, alicaptcha.ServiceTimeout, 100 * time.Millisecond, context.DeadlineExceeded},
-		{"little time is enough for a pass", answeringAfter(second/2, true), deadlineAfter(justNot), 0, alicaptcha.T001, second / 2, nil},
-		{"the client goes, the Verifier says timeout", typed(timedOut), canceledAfter(second), 0, alicaptcha.ClientCanceled, 5 * second, context.DeadlineExceeded},
-		{"too little, the Verifier says unavailable", typed(unavailable), deadlineAfter(justNot), 0, alicaptcha.Overloaded, justNot, context.Canceled},
-		{"the request's deadline, the Verifier knows better", typed(unavailable), deadlineAfter(second), 0, alicaptcha.ServiceUnavailable, second, context.DeadlineExceeded},
-		{"our timeout, the Verifier knows better", typed(unavailable), context.WithCancel, 0, alicaptcha.ServiceUnavailable, 5 * second, context.DeadlineExceeded},
+		{"our own timeout", hanging(), context.WithCancel,
+			second, alicaptcha.ServiceTimeout, second, context.DeadlineExceeded},
+		{"a longer deadline of the request", hanging(), deadlineAfter(time.Minute),
+			second, alicaptcha.ServiceTimeout, second, context.DeadlineExceeded},
+		{"the client goes", hanging(), canceledAfter(second),
+			0, alicaptcha.ClientCanceled, 5 * second, context.DeadlineExceeded},
+		{"the client goes, and the service answers", answeringAfter(2*second, false), canceledAfter(second),
+			0, alicaptcha.ClientCanceled, 2 * second, nil},
+		{"the client goes, and the service passes", answeringAfter(2*second, true), canceledAfter(second),
+			0, alicaptcha.ClientCanceled, 2 * second, nil},
+		{"the client goes before the deadline", hanging(), both,
+			0, alicaptcha.ClientCanceled, 5 * second, context.DeadlineExceeded},
+		{"the request's deadline leaves a second", hanging(), deadlineAfter(second),
+			0, alicaptcha.ServiceTimeout, second, context.DeadlineExceeded},
+		{"the request's deadline leaves less", hanging(), deadlineAfter(justNot),
+			0, alicaptcha.Overloaded, justNot, context.Canceled},
+		{"the request's deadline leaves less than a short Timeout", hanging(), deadlineAfter(99 * time.Millisecond),
+			100 * time.Millisecond, alicaptcha.Overloaded, 99 * time.Millisecond, context.Canceled},
+		{"the request's deadline leaves a short Timeout", hanging(), deadlineAfter(100 * time.Millisecond),
+			100 * time.Millisecond, alicaptcha.ServiceTimeout, 100 * time.Millisecond, context.DeadlineExceeded},
+		{"little time is enough for a pass", answeringAfter(second/2, true), deadlineAfter(justNot),
+			0, alicaptcha.T001, second / 2, nil},
+		{"the client goes, the Verifier says timeout", typed(timedOut), canceledAfter(second),
+			0, alicaptcha.ClientCanceled, 5 * second, context.DeadlineExceeded},
+		{"too little, the Verifier says unavailable", typed(unavailable), deadlineAfter(justNot),
+			0, alicaptcha.Overloaded, justNot, context.Canceled},
+		{"the request's deadline, the Verifier knows better", typed(unavailable), deadlineAfter(second),
+			0, alicaptcha.ServiceUnavailable, second, context.DeadlineExceeded},
+		{"our timeout, the Verifier knows better", typed(unavailable), context.WithCancel,
+			0, alicaptcha.ServiceUnavailable, 5 * second, context.DeadlineExceeded},
 		{"gone before", passing(), canceledAfter(0), 0, alicaptcha.ClientCanceled, 0, nil},
 		{"past the deadline before", passing(), deadlineAfter(0), 0, alicaptcha.Overloaded, 0, nil},
 	} {
@@ -407,7 +437,8 @@ func TestContexts(t *testing.T) {
 					return result, err
 				}
 				start := time.Now()
-				tr := try(t, alicaptcha.Config{Verifier: row.verifier, Timeout: row.timeout, Policy: openEverything()}, loginRequest().WithContext(ctx))
+				cfg := alicaptcha.Config{Verifier: row.verifier, Timeout: row.timeout, Policy: openEverything()}
+				tr := try(t, cfg, loginRequest().WithContext(ctx))
 				require.Equal(t, row.took, time.Since(start))
 				o := tr.outcome(t)
 				require.Equal(t, row.want, o.Code)
@@ -511,7 +542,9 @@ func TestMaxConcurrent(t *testing.T) {
 			<-held.Done()
 			return alicaptcha.Result{Passed: true}, nil
 		}}
-		m, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login", MaxConcurrent: 2, Logger: slog.New(slog.DiscardHandler)})
+		m, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: verifier, SceneID: "login", MaxConcurrent: 2, Logger: slog.New(slog.DiscardHandler),
+		})
 		require.NoError(t, err)
 
 		slow, feed := io.Pipe()
@@ -553,7 +586,8 @@ func TestReportOnly(t *testing.T) {
 		{passing(), loginRequest(), alicaptcha.T001, true, slog.LevelDebug},
 		{answering(alicaptcha.Result{Code: "F001"}, nil), loginRequest(), alicaptcha.F001, false, slog.LevelWarn},
 		{passing(), jsonRequest("{}"), alicaptcha.ParamMissing, false, slog.LevelWarn},
-		{answering(alicaptcha.Result{}, errors.New("x")), loginRequest(), alicaptcha.ServiceUnavailable, false, slog.LevelWarn},
+		{answering(alicaptcha.Result{}, errors.New("x")), loginRequest(),
+			alicaptcha.ServiceUnavailable, false, slog.LevelWarn},
 		{answering(alicaptcha.Result{Code: "F005"}, nil), loginRequest(), alicaptcha.F005, false, slog.LevelError},
 	} {
 		t.Run(string(row.code), func(t *testing.T) {
@@ -612,7 +646,9 @@ func TestCheckLeavesTheBody(t *testing.T) {
 
 // The gate costs a bounded number of goroutines: none stands after a request.
 func TestNoGoroutineStaysBehind(t *testing.T) {
-	m, err := alicaptcha.New(alicaptcha.Config{Verifier: passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
+	m, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: passing(), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+	})
 	require.NoError(t, err)
 	before := runtime.NumGoroutine()
 	for range 1000 {

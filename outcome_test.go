@@ -61,8 +61,10 @@ func TestSecretsStayIn(t *testing.T) {
 		long     = "the-long-identifier"
 	)
 	bodies := []string{
-		`{"RequestId":"R","Message":"` + message + `","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"C"}}`,
-		`{"RequestId":"R","Message":"` + message + `","Code":"Success","Success":true,"Result":{"VerifyResult":false,"VerifyCode":"F001"}}`,
+		`{"RequestId":"R","Message":"` + message + `","Code":"Success","Success":true,` +
+			`"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"C"}}`,
+		`{"RequestId":"R","Message":"` + message + `","Code":"Success","Success":true,` +
+			`"Result":{"VerifyResult":false,"VerifyCode":"F001"}}`,
 		`{"RequestId":"R","Message":"` + message + `","Code":"` + message + " " + param + " " + secret + `","Success":false}`,
 		`{"RequestId":"` + message + " " + param + `","Message":"` + message + `","Code":"Forbidden.RAMUserAccessDenied"}`,
 		`{"RequestId":"R","Message":"` + message + `","Code":"Throttling.User"}`,
@@ -70,7 +72,8 @@ func TestSecretsStayIn(t *testing.T) {
 		`<html>` + message + param + secret + stsToken + `</html>`,
 		message + param,
 		``,
-		`{"RequestId":"R","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"` + strings.Repeat("x", 200) + long + `"}}`,
+		`{"RequestId":"R","Code":"Success","Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001",` +
+			`"CertifyId":"` + strings.Repeat("x", 200) + long + `"}}`,
 	}
 	for _, status := range []int{200, 302, 400, 401, 403, 429, 500} {
 		for _, body := range bodies {
@@ -105,16 +108,21 @@ func TestSecretsStayIn(t *testing.T) {
 // A log line holds what an operator looks for under stable keys.
 func TestLogKeys(t *testing.T) {
 	t.Parallel()
-	tr := try(t, alicaptcha.Config{Verifier: answering(alicaptcha.Result{Code: "F001", CertifyID: "certify\n\x1b[31m", RequestID: "request"}, nil)}, loginRequest())
-	require.Regexp(t, `^INFO captcha: rejected captcha.code=F001 captcha.duration=\S+ captcha.scene=login captcha.certify_id=certify\?\?\[31m captcha.request_id=request\n$`, tr.log.String())
+	result := alicaptcha.Result{Code: "F001", CertifyID: "certify\n\x1b[31m", RequestID: "request"}
+	tr := try(t, alicaptcha.Config{Verifier: answering(result, nil)}, loginRequest())
+	require.Regexp(t, `^INFO captcha: rejected captcha.code=F001 captcha.duration=\S+ captcha.scene=login `+
+		`captcha.certify_id=certify\?\?\[31m captcha.request_id=request\n$`, tr.log.String())
 
+	tooLong := `{"captchaVerifyParam":"` + strings.Repeat("x", 40<<10) + `"}`
+	tooFar := `{"a":"` + strings.Repeat("x", 200<<10) + `","captchaVerifyParam":"x"}`
 	for body, want := range map[string]string{
 		`{"captchaVerifyParam":7}`: "param_malformed: the field is not a string",
 		`{`:                        "param_malformed: the body cannot be read as its Content-Type says",
-		`{"captchaVerifyParam":"` + strings.Repeat("x", 40<<10) + `"}`:          "param_too_large: the param has 40960 bytes",
-		`{"a":"` + strings.Repeat("x", 200<<10) + `","captchaVerifyParam":"x"}`: "param_too_large: not found in the first 131072 bytes of the body",
+		tooLong:                    "param_too_large: the param has 40960 bytes",
+		tooFar:                     "param_too_large: not found in the first 131072 bytes of the body",
 	} {
-		require.Contains(t, try(t, alicaptcha.Config{Verifier: passing()}, jsonRequest(body)).log.String(), "captcha.error=alicaptcha: "+want)
+		log := try(t, alicaptcha.Config{Verifier: passing()}, jsonRequest(body)).log.String()
+		require.Contains(t, log, "captcha.error=alicaptcha: "+want)
 	}
 
 	r := loginRequest()
@@ -122,15 +130,21 @@ func TestLogKeys(t *testing.T) {
 	tr = try(t, alicaptcha.Config{Verifier: passing()}, r)
 	require.Contains(t, tr.log.String(), "captcha.error=alicaptcha: param_malformed: the body is compressed\n")
 
-	tr = try(t, alicaptcha.Config{Verifier: answering(alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceThrottled, Status: 429, ServiceCode: "Throttling.User", RequestID: "R1"})}, loginRequest())
-	require.Contains(t, tr.log.String(), "captcha.error=alicaptcha: service_throttled (status 429, code Throttling.User, request R1)")
+	tr = try(t, alicaptcha.Config{Verifier: answering(alicaptcha.Result{}, &alicaptcha.Error{
+		Code: alicaptcha.ServiceThrottled, Status: 429, ServiceCode: "Throttling.User", RequestID: "R1",
+	})}, loginRequest())
+	require.Contains(t, tr.log.String(),
+		"captcha.error=alicaptcha: service_throttled (status 429, code Throttling.User, request R1)")
 	require.Contains(t, tr.log.String(), "captcha.description=")
 }
 
 // What calls for the operator is said once a minute, not once a request.
 func TestOperatorsFaultsAreLoggedOnceAMinute(t *testing.T) {
 	t.Parallel()
-	for _, code := range []alicaptcha.Code{alicaptcha.T005, alicaptcha.F004, alicaptcha.F005, alicaptcha.F006, alicaptcha.F012, alicaptcha.F016, alicaptcha.F021, alicaptcha.F022, alicaptcha.Misconfigured} {
+	for _, code := range []alicaptcha.Code{
+		alicaptcha.T005, alicaptcha.F004, alicaptcha.F005, alicaptcha.F006, alicaptcha.F012, alicaptcha.F016,
+		alicaptcha.F021, alicaptcha.F022, alicaptcha.Misconfigured,
+	} {
 		synctest.Test(t, func(t *testing.T) {
 			log := new(logbook)
 			verifier := answering(alicaptcha.Result{Code: code, Passed: code == alicaptcha.T005}, nil)

@@ -116,8 +116,11 @@ func TestDefaultPolicyForEveryCode(t *testing.T) {
 				return
 			}
 			require.Equal(t, row.status, tr.Code)
-			require.Equal(t, alicaptcha.Action{Status: row.status, Reason: row.reason, Retry: row.retry, RetryAfter: row.retryAfter}, o.Action)
-			require.Equal(t, map[time.Duration]string{0: "", 5 * time.Second: "5", time.Minute: "60"}[row.retryAfter], tr.Header().Get("Retry-After"))
+			require.Equal(t, alicaptcha.Action{
+				Status: row.status, Reason: row.reason, Retry: row.retry, RetryAfter: row.retryAfter,
+			}, o.Action)
+			after := map[time.Duration]string{0: "", 5 * time.Second: "5", time.Minute: "60"}[row.retryAfter]
+			require.Equal(t, after, tr.Header().Get("Retry-After"))
 			if row.code == alicaptcha.ClientCanceled {
 				require.Empty(t, tr.Body.String())
 				return
@@ -137,7 +140,9 @@ func TestDefaultPolicyIsTheTable(t *testing.T) {
 			continue // by their letter
 		}
 		rows++
-		want := alicaptcha.Action{Allow: row.status == 0, Status: row.status, Reason: row.reason, Retry: row.retry, RetryAfter: row.retryAfter}
+		want := alicaptcha.Action{
+			Allow: row.status == 0, Status: row.status, Reason: row.reason, Retry: row.retry, RetryAfter: row.retryAfter,
+		}
 		require.Equal(t, want, policy[row.code], row.code)
 	}
 	require.Len(t, policy, rows)
@@ -188,7 +193,8 @@ func TestRejectOverridesEveryCode(t *testing.T) {
 func TestOpening(t *testing.T) {
 	t.Parallel()
 	never := []alicaptcha.Code{
-		alicaptcha.ParamMalformed, alicaptcha.ParamTooLarge, alicaptcha.RequestRefused, alicaptcha.ServiceThrottled, alicaptcha.Overloaded, alicaptcha.ClientCanceled,
+		alicaptcha.ParamMalformed, alicaptcha.ParamTooLarge, alicaptcha.RequestRefused,
+		alicaptcha.ServiceThrottled, alicaptcha.Overloaded, alicaptcha.ClientCanceled,
 		alicaptcha.F002, alicaptcha.F003, alicaptcha.F013, alicaptcha.F008, alicaptcha.F018,
 		alicaptcha.F005, alicaptcha.F006, alicaptcha.F012, alicaptcha.F014, // a made-up param brings them about
 	}
@@ -197,14 +203,17 @@ func TestOpening(t *testing.T) {
 		t.Run(string(row.code), func(t *testing.T) {
 			t.Parallel()
 			create := func(a alicaptcha.Action) error {
-				_, err := alicaptcha.New(alicaptcha.Config{Verifier: passing(), SceneID: "login", Policy: alicaptcha.Policy{row.code: a}})
+				_, err := alicaptcha.New(alicaptcha.Config{
+					Verifier: passing(), SceneID: "login", Policy: alicaptcha.Policy{row.code: a},
+				})
 				if err != nil {
 					require.Contains(t, err.Error(), `Config.Policy["`+string(row.code)+`"]`)
 				}
 				return err
 			}
 			isT := row.code[0] == 'T'
-			require.Equal(t, slices.Contains(never, row.code) || slices.Contains(bounded, row.code), create(alicaptcha.Allow()) != nil)
+			closed := slices.Contains(never, row.code) || slices.Contains(bounded, row.code)
+			require.Equal(t, closed, create(alicaptcha.Allow()) != nil)
 			for _, limiter := range []alicaptcha.Limiter{rate.NewLimiter(1, 1), nil, (*rate.Limiter)(nil)} {
 				require.Equal(t, slices.Contains(never, row.code) || isT, create(alicaptcha.AllowAtMost(limiter)) != nil)
 			}
@@ -276,7 +285,9 @@ func TestPolicyFaults(t *testing.T) {
 		{"399", alicaptcha.Policy{"F001": alicaptcha.Reject(399)}, "Status"},
 		{"600", alicaptcha.Policy{"F001": alicaptcha.Reject(600)}, "Status"},
 		{"negative", alicaptcha.Policy{"F001": alicaptcha.Reject(-1)}, "Status"},
-		{"bounds", alicaptcha.Policy{"F001": alicaptcha.Reject(400), "F002": alicaptcha.Reject(599), "F003": alicaptcha.Reject(0)}, ""},
+		{"bounds", alicaptcha.Policy{
+			"F001": alicaptcha.Reject(400), "F002": alicaptcha.Reject(599), "F003": alicaptcha.Reject(0),
+		}, ""},
 		{"negative time", alicaptcha.Policy{"F001": {RetryAfter: -1}}, "RetryAfter"},
 		{"limit on a pass", alicaptcha.Policy{"T001": alicaptcha.AllowAtMost(limit)}, "T code"},
 		{"limit without Allow", alicaptcha.Policy{"F001": {Limit: limit}}, "Limit without Allow"},
@@ -365,7 +376,10 @@ func FuzzPolicy(f *testing.F) {
 	f.Add("F001", true, 0, "", false, int64(0), uint8(0), "F001", true)
 	f.Add("service_timeout", true, 503, "x", true, int64(time.Second), uint8(1), "T001", false)
 	f.Add("T001", false, 200, "", false, int64(-1), uint8(2), "junk", true)
-	f.Fuzz(func(t *testing.T, key string, allow bool, status int, reason string, retry bool, after int64, limit uint8, code string, passed bool) {
+	f.Fuzz(func(
+		t *testing.T, key string, allow bool, status int, reason string, retry bool, after int64, limit uint8,
+		code string, passed bool,
+	) {
 		a := alicaptcha.Action{Allow: allow, Status: status, Reason: reason, Retry: retry, RetryAfter: time.Duration(after)}
 		switch limit % 3 {
 		case 1:

@@ -22,7 +22,9 @@ func reject(r *http.Request, o alicaptcha.Outcome) *httptest.ResponseRecorder {
 
 func TestWriteRejectionIsAProblem(t *testing.T) {
 	t.Parallel()
-	w := reject(loginRequest(), alicaptcha.Outcome{Code: alicaptcha.F007, Action: alicaptcha.DefaultPolicy()[alicaptcha.F007]})
+	w := reject(loginRequest(), alicaptcha.Outcome{
+		Code: alicaptcha.F007, Action: alicaptcha.DefaultPolicy()[alicaptcha.F007],
+	})
 	require.Equal(t, 403, w.Code)
 	require.Equal(t, http.Header{
 		"Content-Type":           {"application/problem+json"},
@@ -287,18 +289,33 @@ func TestRejectionsSayWhatHelps(t *testing.T) {
 		o           alicaptcha.Outcome
 		english, zh string
 	}{
-		{alicaptcha.Outcome{Code: alicaptcha.ParamMissing}, "The captcha was not completed. Please solve a new one.", "尚未完成验证。请重新完成验证。"},
-		{alicaptcha.Outcome{Code: alicaptcha.F003}, "The captcha could not be read. Please solve a new one.", "无法识别验证码。请重新完成验证。"},
-		{alicaptcha.Outcome{Code: alicaptcha.ParamTooLarge}, "The captcha could not be read. Trying again will not help.", "无法识别验证码。重试也无法通过。"},
-		{alicaptcha.Outcome{Code: alicaptcha.F018}, "The captcha has expired or was used already. Please solve a new one.", "验证码已过期或已被使用。请重新完成验证。"},
-		{alicaptcha.Outcome{Code: alicaptcha.F001}, "The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。"},
-		{alicaptcha.Outcome{Code: alicaptcha.F009}, "The captcha was not passed. Trying again will not help.", "验证码未通过。重试也无法通过。"},
-		{alicaptcha.Outcome{Code: alicaptcha.F010}, "There were too many attempts. You can try again in 60 s.", "尝试次数过多。请在 60 秒后重试。"},
-		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Reject(429)}, "There were too many attempts. Please try again later.", "尝试次数过多。请稍后再试。"},
-		{alicaptcha.Outcome{Code: alicaptcha.ServiceTimeout}, "The captcha cannot be checked right now. You can try again in 5 s.", "暂时无法校验验证码。请在 5 秒后重试。"},
-		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{RetryAfter: time.Second}}, "There were too many attempts. You can try again in 1 s.", "尝试次数过多。请在 1 秒后重试。"},
-		{alicaptcha.Outcome{Code: alicaptcha.Misconfigured}, "The captcha cannot be checked right now. Please try again later.", "暂时无法校验验证码。请稍后再试。"},
-		{alicaptcha.Outcome{Action: alicaptcha.Action{Reason: "mine", Retry: true}}, "The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.ParamMissing},
+			"The captcha was not completed. Please solve a new one.", "尚未完成验证。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F003},
+			"The captcha could not be read. Please solve a new one.", "无法识别验证码。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.ParamTooLarge},
+			"The captcha could not be read. Trying again will not help.", "无法识别验证码。重试也无法通过。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F018},
+			"The captcha has expired or was used already. Please solve a new one.",
+			"验证码已过期或已被使用。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F001},
+			"The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F009},
+			"The captcha was not passed. Trying again will not help.", "验证码未通过。重试也无法通过。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010},
+			"There were too many attempts. You can try again in 60 s.", "尝试次数过多。请在 60 秒后重试。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Reject(429)},
+			"There were too many attempts. Please try again later.", "尝试次数过多。请稍后再试。"},
+		{alicaptcha.Outcome{Code: alicaptcha.ServiceTimeout},
+			"The captcha cannot be checked right now. You can try again in 5 s.",
+			"暂时无法校验验证码。请在 5 秒后重试。"},
+		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{RetryAfter: time.Second}},
+			"There were too many attempts. You can try again in 1 s.", "尝试次数过多。请在 1 秒后重试。"},
+		{alicaptcha.Outcome{Code: alicaptcha.Misconfigured},
+			"The captcha cannot be checked right now. Please try again later.",
+			"暂时无法校验验证码。请稍后再试。"},
+		{alicaptcha.Outcome{Action: alicaptcha.Action{Reason: "mine", Retry: true}},
+			"The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。"},
 	} {
 		require.Equal(t, row.english, detail("en", row.o), row.o.Code)
 		require.Equal(t, row.zh, detail("zh", row.o), row.o.Code)

@@ -84,7 +84,8 @@ func TestDeferred(t *testing.T) {
 	})
 	t.Run("a handler that does not ask spends no param", func(t *testing.T) {
 		verifier := passing()
-		gateOf(verifier).Deferred(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+		idle := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+		gateOf(verifier).Deferred(idle).ServeHTTP(httptest.NewRecorder(), loginRequest())
 		require.Empty(t, verifier.asked())
 	})
 	t.Run("a rejection is written once", func(t *testing.T) {
@@ -141,7 +142,10 @@ func TestDeferred(t *testing.T) {
 		})).ServeHTTP(httptest.NewRecorder(), loginRequest())
 	})
 	t.Run("a param that is missing or malformed", func(t *testing.T) {
-		for body, want := range map[string]int{`{}`: 400, `{"captchaVerifyParam":7}`: 400, `{"captchaVerifyParam":"` + strings.Repeat("x", 40<<10) + `"}`: 413} {
+		for body, want := range map[string]int{
+			`{}`: 400, `{"captchaVerifyParam":7}`: 400,
+			`{"captchaVerifyParam":"` + strings.Repeat("x", 40<<10) + `"}`: 413,
+		} {
 			w := httptest.NewRecorder()
 			gateOf(passing()).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				require.False(t, alicaptcha.Require(w, r))
@@ -150,7 +154,9 @@ func TestDeferred(t *testing.T) {
 		}
 	})
 	t.Run("after a panic of the Verifier it stays shut", func(t *testing.T) {
-		verifier := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) { panic(http.ErrAbortHandler) }}
+		verifier := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+			panic(http.ErrAbortHandler)
+		}}
 		gateOf(verifier).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			require.Panics(t, func() { alicaptcha.Require(w, r) })
 			require.False(t, alicaptcha.Require(w, r))
@@ -162,7 +168,8 @@ func TestDeferred(t *testing.T) {
 	})
 	t.Run("report only", func(t *testing.T) {
 		m, err := alicaptcha.New(alicaptcha.Config{
-			Verifier: answering(alicaptcha.Result{Code: "F001"}, nil), SceneID: "login", ReportOnly: true, Logger: slog.New(slog.DiscardHandler),
+			Verifier: answering(alicaptcha.Result{Code: "F001"}, nil), SceneID: "login",
+			ReportOnly: true, Logger: slog.New(slog.DiscardHandler),
 		})
 		require.NoError(t, err)
 		m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -180,7 +187,9 @@ func TestRequireUnderHandlerIsTrue(t *testing.T) {
 		if reportOnly {
 			verifier = answering(alicaptcha.Result{Code: "F001"}, nil)
 		}
-		m, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login", ReportOnly: reportOnly, Logger: slog.New(slog.DiscardHandler)})
+		m, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: verifier, SceneID: "login", ReportOnly: reportOnly, Logger: slog.New(slog.DiscardHandler),
+		})
 		require.NoError(t, err)
 		called := false
 		m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -336,7 +345,8 @@ func TestAsk(t *testing.T) {
 		}
 	})
 	t.Run("nested", func(t *testing.T) {
-		inner, outer := newMiddleware(t, alicaptcha.Config{Verifier: passing(), SceneID: "inner"}), newMiddleware(t, alicaptcha.Config{Verifier: refused})
+		inner := newMiddleware(t, alicaptcha.Config{Verifier: passing(), SceneID: "inner"})
+		outer := newMiddleware(t, alicaptcha.Config{Verifier: refused})
 		outer.Deferred(inner.Deferred(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			o, proceed := alicaptcha.Ask(r.Context())
 			require.False(t, proceed)
@@ -351,9 +361,10 @@ func TestAsk(t *testing.T) {
 			}))).ServeHTTP(httptest.NewRecorder(), loginRequest())
 	})
 	t.Run("after a panic of the Verifier", func(t *testing.T) {
-		m := newMiddleware(t, alicaptcha.Config{Verifier: &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+		verifier := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
 			panic(http.ErrAbortHandler)
-		}}})
+		}}
+		m := newMiddleware(t, alicaptcha.Config{Verifier: verifier})
 		m.Deferred(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 			require.Panics(t, func() { alicaptcha.Ask(r.Context()) })
 			o, proceed := alicaptcha.Ask(r.Context())
@@ -493,17 +504,19 @@ func TestCallbacksThatLeadBack(t *testing.T) {
 			}))
 		}, 3 * time.Second}, // it cannot be told from another goroutine, which waits
 		{"Observe", func(t *testing.T) http.Handler {
-			m := newMiddleware(t, alicaptcha.Config{Verifier: refusing, Observe: func(ctx context.Context, _ alicaptcha.Outcome) {
+			observe := func(ctx context.Context, _ alicaptcha.Outcome) {
 				w := httptest.NewRecorder()
 				require.False(t, alicaptcha.Require(w, loginRequest().WithContext(ctx)))
 				require.Empty(t, w.Body.String(), "the gate writes the rejection itself")
-			}})
+			}
+			m := newMiddleware(t, alicaptcha.Config{Verifier: refusing, Observe: observe})
 			return m.Deferred(requiring(new(atomic.Int64)))
 		}, 0},
 		{"Logger", func(t *testing.T) http.Handler {
-			m := newMiddleware(t, alicaptcha.Config{Verifier: refusing, Logger: slog.New(contextHandler(func(ctx context.Context) {
+			logger := slog.New(contextHandler(func(ctx context.Context) {
 				require.False(t, alicaptcha.Require(httptest.NewRecorder(), loginRequest().WithContext(ctx)))
-			}))})
+			}))
+			m := newMiddleware(t, alicaptcha.Config{Verifier: refusing, Logger: logger})
 			return m.Deferred(requiring(new(atomic.Int64)))
 		}, 0},
 		{"Verifier", func(t *testing.T) http.Handler {
