@@ -146,8 +146,10 @@ func soak(perSecond int, each time.Duration, timed bool) (string, error) {
 		}
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d logins a second offered (one in 20 is junk, one in 20 hangs up after 20 ms), the service takes %v, Timeout %v, breaker open for %v\n\n", perSecond, serviceTakes, patience, patience)
-	fmt.Fprintln(&b, "| phase | logins | how they ended | let through unverified | login p50 / p99 | another route p99 | first pass after |")
+	fmt.Fprintf(&b, "%d logins a second offered (one in 20 is junk, one in 20 hangs up after 20 ms), "+
+		"the service takes %v, Timeout %v, breaker open for %v\n\n", perSecond, serviceTakes, patience, patience)
+	fmt.Fprintln(&b, "| phase | logins | how they ended | let through unverified "+
+		"| login p50 / p99 | another route p99 | first pass after |")
 	fmt.Fprintln(&b, "|---|---|---|---|---|---|---|")
 	var outcomes, opened, verified int
 	for i, t := range s.tallies {
@@ -164,10 +166,12 @@ func soak(perSecond int, each time.Duration, timed bool) (string, error) {
 		if phases[i].name == "healthy" {
 			recovered = t.recovered.Round(time.Millisecond).String()
 		}
-		fmt.Fprintf(&b, "| %s | %d | %s | %d | %v / %v | %v | %s |\n", phases[i].name, total, strings.Join(ends, ", "), t.opened,
+		fmt.Fprintf(&b, "| %s | %d | %s | %d | %v / %v | %v | %s |\n",
+			phases[i].name, total, strings.Join(ends, ", "), t.opened,
 			percentile(t.logins, 50), percentile(t.logins, 99), percentile(t.others, 99), recovered)
 		if t.skipped > 0 {
-			fmt.Fprintf(&b, "\n%d of %d could not be offered: the load has %d under way at most\n\n", t.skipped, t.offered, mostAtOnce)
+			fmt.Fprintf(&b, "\n%d of %d could not be offered: the load has %d under way at most\n\n",
+				t.skipped, t.offered, mostAtOnce)
 		}
 		if phases[i].name == "healthy" {
 			check(t.recovered != 0, "phase %d: nobody passed", i)
@@ -176,16 +180,20 @@ func soak(perSecond int, each time.Duration, timed bool) (string, error) {
 		verified += t.outcomes[alicaptcha.T001]
 	}
 	budget := budgetBurst + int(budgetRate*each.Seconds()*float64(len(phases))) + 1
-	fmt.Fprintf(&b, "\n%d requests reached the gate and had %d outcomes; %d clients waited and %d had an answer; %d of at most %d were let through unverified\n",
+	fmt.Fprintf(&b, "\n%d requests reached the gate and had %d outcomes; %d clients waited and %d had an answer; "+
+		"%d of at most %d were let through unverified\n",
 		s.entered.Load(), outcomes, s.waited.Load(), s.answered.Load(), opened, budget)
-	fmt.Fprintf(&b, "goroutines: %d before, %d after; heap: %.1f MB before, %.1f MB after\n", goroutines, goroutinesAfter, heap, heapAfter)
+	fmt.Fprintf(&b, "goroutines: %d before, %d after; heap: %.1f MB before, %.1f MB after\n",
+		goroutines, goroutinesAfter, heap, heapAfter)
 
 	check(s.entered.Load() == int64(outcomes), "%d requests, %d outcomes", s.entered.Load(), outcomes)
-	check(s.waited.Load() == s.answered.Load(), "%d clients waited, %d had an answer; one had an error %v", s.waited.Load(), s.answered.Load(), s.lost.Load())
+	check(s.waited.Load() == s.answered.Load(), "%d clients waited, %d had an answer; one had an error %v",
+		s.waited.Load(), s.answered.Load(), s.lost.Load())
 	check(opened <= budget, "%d were let through unverified, the budget is %d", opened, budget)
 	check(goroutinesAfter <= goroutines, "%d goroutines stay behind", goroutinesAfter-goroutines)
 	check(heapAfter <= heap+8, "%.1f MB stay behind", heapAfter-heap)
-	check(s.inside.Load() == int64(verified+opened), "the handler was called %d times, for %d verified and %d let through", s.inside.Load(), verified, opened)
+	check(s.inside.Load() == int64(verified+opened), "the handler was called %d times, for %d verified and %d let through",
+		s.inside.Load(), verified, opened)
 	return b.String(), errors.Join(errs...)
 }
 
@@ -234,7 +242,9 @@ func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 	defer site.Close()
 
 	newLoad := func() *http.Client {
-		return &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: mostAtOnce, DialContext: (&net.Dialer{}).DialContext}}
+		return &http.Client{Transport: &http.Transport{
+			MaxIdleConnsPerHost: mostAtOnce, DialContext: (&net.Dialer{}).DialContext,
+		}}
 	}
 	// Those who hang up have connections of their own, as they are other people:
 	// net/http hands on the connection of an answer without a body before the
