@@ -58,6 +58,18 @@ func TestAssertProtectedByMiddleware(t *testing.T) {
 			}
 		})
 	}
+	asks := func(status int, heeds bool) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if _, proceed := alicaptcha.Ask(r.Context()); !proceed && heeds {
+				w.WriteHeader(status)
+				return
+			}
+			io.WriteString(w, "welcome")
+		})
+	}
+	grpc := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/grpc+proto")
+	})
 	writes := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "welcome") })
 	flushes := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.(http.Flusher).Flush() })
 	ok := status(200)
@@ -95,7 +107,13 @@ func TestAssertProtectedByMiddleware(t *testing.T) {
 		"kept back, OnReject": {http.TimeoutHandler(teapot.Handler(ok), time.Minute, ""), ""},
 		"kept back, before OnReject": {http.TimeoutHandler(inOrder(status(200), teapot.Handler(ok)), time.Minute, ""),
 			"the answer is not the rejection (status 200)"},
-		"OnReject with 200":           {polite.Handler(ok), ""},
+		"OnReject with 200":      {polite.Handler(ok), ""},
+		"Ask":                    {gate.Deferred(asks(403, true)), ""},
+		"Ask, gRPC":              {gate.Deferred(inOrder(grpc, asks(200, true))), ""},
+		"Ask ignored":            {gate.Deferred(asks(403, false)), "the answer is not the rejection (status 200)"},
+		"Ask, answered with 200": {gate.Deferred(asks(200, true)), "the answer is not the rejection (status 200)"},
+		"body before Ask": {gate.Deferred(inOrder(writes, asks(403, true))),
+			"written before the rejection (status 200)"},
 		"let through, then forbidden": {open.Handler(status(403)), "let a request without a param through (status 403)"},
 	} {
 		t.Run(name, func(t *testing.T) {
