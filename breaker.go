@@ -120,8 +120,8 @@ func (b *Breaker) logChanges() {
 	}
 }
 
-// State returns the state now. Like a call, it ends the time for which the breaker
-// is open when that has passed. A nil or zero Breaker is open.
+// State returns the state. Once OpenFor has passed it moves the breaker from open to
+// half-open, and logs that, as a call would. A nil or zero Breaker is open.
 func (b *Breaker) State() BreakerState {
 	if b == nil || b.circuit == nil {
 		return BreakerState(gobreaker.StateOpen.String())

@@ -28,7 +28,7 @@ import (
 // errKeySource is of another library and shows what it should not.
 var errKeySource = errors.New("the STS endpoint answered client-secret-hunter2")
 
-func TestClientCredentials(t *testing.T) {
+func TestKeyringCredentials(t *testing.T) {
 	t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_ID", "env-id")
 	t.Setenv("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "env-secret")
 	type keys struct{ id, secret, token string }
@@ -156,7 +156,7 @@ func (c *keyRotation) count() int {
 	return c.asked
 }
 
-func TestClientRotatesKeys(t *testing.T) {
+func TestKeyringRotatesKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startRotation(t, nil)
 		require.Equal(t, 1, c.count())
@@ -189,7 +189,7 @@ func TestClientRotatesKeys(t *testing.T) {
 
 // Keys are asked for again once they were last asked for more than a minute ago, and
 // waited for once they came more than 150 s ago.
-func TestClientRotatesKeysAtTheirAge(t *testing.T) {
+func TestKeyringRotatesKeysAtTheirAge(t *testing.T) {
 	for _, row := range []struct {
 		age   time.Duration // of the keys when a call needs them
 		asked bool
@@ -241,7 +241,7 @@ func TestClientRotatesKeysAtTheirAge(t *testing.T) {
 
 // A source that has failed is not waited for, as long as its failure is not older
 // than 150 s; one that is silent is waited for until it has had ten seconds.
-func TestClientPatienceWithACredential(t *testing.T) {
+func TestKeyringPatienceWithACredential(t *testing.T) {
 	for age, waits := range map[time.Duration]bool{150 * time.Second: false, 150*time.Second + 1: true} {
 		synctest.Test(t, func(t *testing.T) {
 			c := startRotation(t, func(n int) error {
@@ -285,7 +285,8 @@ func TestClientPatienceWithACredential(t *testing.T) {
 	}
 }
 
-func TestClientSlowCredential(t *testing.T) {
+// Nobody waits for a slow source while the old keys serve.
+func TestKeyringSlowCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startRotation(t, func(n int) error {
 			if n > 1 {
@@ -309,7 +310,7 @@ func TestClientSlowCredential(t *testing.T) {
 }
 
 // After a failure nobody waits for the next one.
-func TestClientCredentialThatFailsSlowly(t *testing.T) {
+func TestKeyringCredentialThatFailsSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startRotation(t, func(n int) error {
 			if n == 1 {
@@ -337,7 +338,7 @@ func TestClientCredentialThatFailsSlowly(t *testing.T) {
 
 // A failure before a quiet time does not have the next login signed with keys
 // that have ended meanwhile.
-func TestClientCredentialThatFailedOnce(t *testing.T) {
+func TestKeyringCredentialThatFailedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startRotation(t, func(n int) error {
 			if n == 2 {
@@ -361,7 +362,7 @@ func TestClientCredentialThatFailedOnce(t *testing.T) {
 	})
 }
 
-func TestClientHangingCredential(t *testing.T) {
+func TestKeyringHangingCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		held, release := context.WithCancel(t.Context())
 		c := startRotation(t, func(n int) error {
@@ -392,7 +393,7 @@ func TestClientHangingCredential(t *testing.T) {
 
 // After a quiet time the keys may have ended, so a call waits for new ones, but
 // neither past its context nor for longer than the source is given.
-func TestClientWaitsForKeysThatMayHaveEnded(t *testing.T) {
+func TestKeyringWaitsForKeysThatMayHaveEnded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		held, release := context.WithCancel(t.Context())
 		c := startRotation(t, func(n int) error {
@@ -420,7 +421,7 @@ func TestClientWaitsForKeysThatMayHaveEnded(t *testing.T) {
 	})
 }
 
-func TestClientCredentialThatFails(t *testing.T) {
+func TestKeyringCredentialThatFails(t *testing.T) {
 	for name, fail := range map[string]func() error{
 		"error":     func() error { return errKeySource },
 		"panic":     func() error { panic(errKeySource) },
@@ -490,7 +491,7 @@ func TestClientCredentialThatFails(t *testing.T) {
 }
 
 // A renewal that fails is told to the operator, and not for each call.
-func TestClientLogsCredentialThatFails(t *testing.T) {
+func TestKeyringLogsCredentialThatFails(t *testing.T) {
 	for name, tc := range map[string]struct {
 		fail func() error
 		want string
@@ -540,7 +541,7 @@ func TestClientLogsCredentialThatFails(t *testing.T) {
 }
 
 // Failures that follow one another faster than a minute share a line.
-func TestClientLogsAtMostOncePerMinute(t *testing.T) {
+func TestKeyringLogsAtMostOncePerMinute(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startRotation(t, func(n int) error {
 			switch n {
@@ -561,7 +562,7 @@ func TestClientLogsAtMostOncePerMinute(t *testing.T) {
 	})
 }
 
-func TestClientLogsHangingCredential(t *testing.T) {
+func TestKeyringLogsHangingCredential(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		held, release := context.WithCancel(t.Context())
 		c := startRotation(t, func(n int) error {
@@ -592,7 +593,7 @@ func TestClientLogsHangingCredential(t *testing.T) {
 	})
 }
 
-func TestClientLogsToTheDefault(t *testing.T) {
+func TestKeyringLogsToTheDefault(t *testing.T) {
 	log := quietDefault(t)
 	synctest.Test(t, func(t *testing.T) {
 		n := 0
@@ -616,7 +617,7 @@ func TestClientLogsToTheDefault(t *testing.T) {
 // a call every few seconds the keys are always good, and no call waits for them
 // although the source takes seconds. Time is the bubble's, but for the source's
 // HTTP server, which stands outside; the service's key check is the simulator's.
-func TestClientRotatesSessionKeys(t *testing.T) {
+func TestKeyringRotatesSessionKeys(t *testing.T) {
 	const life = 900 * time.Second
 	var mu sync.Mutex
 	var ends []time.Time // of each session so far, by the bubble's clock
@@ -699,7 +700,7 @@ func TestClientRotatesSessionKeys(t *testing.T) {
 	})
 }
 
-func TestClientAsksForKeysOneAtATime(t *testing.T) {
+func TestKeyringAsksForKeysOneAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := startRotation(t, func(int) error { time.Sleep(time.Second); return nil })
 		for range 5 {

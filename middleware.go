@@ -63,14 +63,15 @@ type Config struct {
 	Policy Policy
 
 	// OnReject writes a rejection; if it wrote nothing, net/http would send 200.
-	// If nil, it is WriteRejection. It is not called for ClientCanceled. It
-	// should pass on the request that it is given: where that comes to the gate
-	// or to Require again, WriteRejection answers it.
+	// If nil, it is WriteRejection. It is not called for ClientCanceled. If it
+	// calls a handler, it should pass on the request that it was given: a gate
+	// or Require there writes the usual rejection. With another request they
+	// wait, for two seconds more than Timeout.
 	OnReject func(http.ResponseWriter, *http.Request, Outcome)
 
 	// Observe, if not nil, is called once for each Outcome, before the handler
 	// or the rejection. The context is the request's, in which FromContext does
-	// not find the Outcome yet, and Require returns false.
+	// not find the Outcome yet, and Ask and Require return false.
 	Observe func(context.Context, Outcome)
 
 	// Logger gets passes at debug, rejections at info, and what the operator
@@ -219,8 +220,8 @@ func (m *Middleware) zero() bool { return m == nil || m.slots == nil }
 func (m *Middleware) Handler(next http.Handler) http.Handler { return m.wrap(next, false) }
 
 // Deferred returns a handler that calls next for every request, and leaves it
-// to next to call [Require]: after its own cheap checks, say, or only after a
-// failed login. Extractors run before next, so that it gets its body whole.
+// to next to call [Require] or [Ask]: after its own cheap checks, say, or only after
+// a failed login. Extractors run before next, so that it gets its body whole.
 // Until Require next serves anybody: it should put an [http.MaxBytesReader]
 // around r.Body before it parses a form.
 //

@@ -19,13 +19,14 @@ type Outcome struct {
 	Allowed  bool          // whether the request may go on; false for what ReportOnly let through
 	Verified bool          // the service passed the param, test mode (T005) excepted; whatever the Policy did
 	SceneID  string        // the scene that was asked for
-	Duration time.Duration // of the verification; 0 where there was none
+	Duration time.Duration // how long the Verifier took; 0 where it was not asked
 	Err      error         // an *Error where there is no verdict, else nil
 }
 
 // FromContext returns the Outcome of the request whose context it is: under
-// [Middleware.Handler], and under [Middleware.Deferred] after [Require]. Where
-// gates are nested it is the innermost one's.
+// [Middleware.Handler], and under [Middleware.Deferred] after [Ask] or [Require].
+// Where gates are nested it is the innermost one's; it finds none where an outer gate
+// said no before the innermost was asked.
 func FromContext(ctx context.Context) (Outcome, bool) {
 	switch s := ctx.Value(gate.OutcomeKey{}).(type) {
 	case *requestState:

@@ -46,7 +46,8 @@ func always(result alicaptcha.Result, err error) alicaptcha.Verifier {
 }
 
 // NewContext returns a context as a handler finds it behind the middleware:
-// [alicaptcha.FromContext] returns o, and [alicaptcha.Require] answers by it.
+// [alicaptcha.FromContext] returns o, and [alicaptcha.Ask] and [alicaptcha.Require]
+// answer by it, with the default of o.Code for what a rejection's Action leaves out.
 // It is for tests of a handler on its own.
 func NewContext(ctx context.Context, o alicaptcha.Outcome) context.Context {
 	return context.WithValue(ctx, gate.OutcomeKey{}, o)

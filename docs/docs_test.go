@@ -455,7 +455,7 @@ func TestSecurityTests(t *testing.T) {
 
 // The bounds of TestBodyMemory are those that the documents give.
 func TestOperationsMemory(t *testing.T) {
-	source, err := os.ReadFile("../replay_test.go")
+	source, err := os.ReadFile("../body_replay_test.go")
 	require.NoError(t, err)
 	rows := cells(section(t, "operations.md", "### Memory"))
 	require.Len(t, rows, 3)

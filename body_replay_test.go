@@ -204,7 +204,7 @@ func echoHandler(t *testing.T) http.Handler {
 	})
 }
 
-// TestReplayOnServer sends bodies over the wire, of known and unknown length,
+// The handler gets every byte that the client sent: over the wire, of known and unknown length,
 // with trailers, and larger than every limit.
 func TestReplayOnServer(t *testing.T) {
 	t.Parallel()

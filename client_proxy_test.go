@@ -59,7 +59,8 @@ func serveProxy(t *testing.T, to string) (addr string, asked func() []*http.Requ
 	}
 }
 
-// The SDK would read these itself, and send the password to the service.
+// The SDK would read HTTP_PROXY and its like itself, and send the password to the
+// service.
 func TestClientIgnoresTheEnvironmentsProxyWithATransport(t *testing.T) {
 	for _, sim := range []*alicaptchatest.Server{
 		alicaptchatest.Start(t, alicaptchatest.Config{}), alicaptchatest.StartTLS(t, alicaptchatest.Config{}),
