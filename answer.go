@@ -29,18 +29,50 @@ type answer struct {
 	err    *Error
 
 	// How far the call came.
-	connected, reused, answered atomic.Bool
+	connected, reused atomic.Bool
+	stage             atomic.Int32 // unanswered, answered, read
 }
 
+const (
+	unanswered = iota
+	answered   // the answer has begun
+	read
+)
+
 // trace returns ctx with a trace that fills a.
-func (a *answer) trace(ctx context.Context) context.Context {
+func (a *answer) trace(ctx context.Context, calls *callRecord) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(info httptrace.GotConnInfo) {
 			a.connected.Store(true)
 			a.reused.Store(info.Reused)
 		},
-		GotFirstResponseByte: func() { a.answered.Store(true) },
+		GotFirstResponseByte: func() {
+			if a.stage.CompareAndSwap(unanswered, answered) {
+				calls.unread.Add(1)
+			}
+		},
 	})
+}
+
+// A callRecord is what the calls of a Client know of each other.
+type callRecord struct {
+	refused atomic.Int64 // when the last call was answered by a refusal, in Unix nanoseconds
+	unread  atomic.Int64 // calls whose answer has begun and may turn out to be a refusal
+}
+
+// isRefusing reports whether a call was refused lately. It gives those whose answers
+// are about to be read a moment.
+func (c *callRecord) isRefusing() bool {
+	for range 100 {
+		if time.Since(time.Unix(0, c.refused.Load())) < refusalLasts {
+			return true
+		}
+		if c.unread.Load() == 0 {
+			return false
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return false
 }
 
 // errTaken ends the SDK's part in a call: it never sees an answer.
@@ -49,7 +81,7 @@ var errTaken = errors.New("alicaptcha: the answer was read elsewhere")
 // connection is the SDK's HttpClient.
 type connection struct {
 	transport http.RoundTripper
-	refused   *atomic.Int64 // when the last call was refused, in Unix nanoseconds
+	calls     *callRecord
 }
 
 // Call sends req and reads the answer into the context's *answer. It has no use
@@ -58,8 +90,11 @@ func (c connection) Call(req *http.Request, _ *http.Transport) (*http.Response, 
 	a := req.Context().Value(answerKey{}).(*answer)
 	a.taken = true
 	a.result, a.err = c.exchange(req, a)
-	if a.err != nil && (a.err.Code == RequestRefused || a.err.Code == ServiceThrottled) {
-		c.refused.Store(time.Now().UnixNano())
+	if e := a.err; e != nil && e.Status != 0 && (e.Code == RequestRefused || e.Code == ServiceThrottled) {
+		c.calls.refused.Store(time.Now().UnixNano())
+	}
+	if a.stage.Swap(read) == answered {
+		c.calls.unread.Add(-1)
 	}
 	return nil, errTaken
 }
@@ -105,7 +140,7 @@ func (c connection) noAnswer(req *http.Request, a *answer, err error) *Error {
 	case e.Code != ServiceUnavailable:
 	case req.ContentLength > longBody && a.connected.Load():
 		e.Code = RequestRefused
-	case a.reused.Load() && !a.answered.Load() && time.Since(time.Unix(0, c.refused.Load())) < refusalLasts:
+	case a.reused.Load() && a.stage.Load() == unanswered && c.calls.isRefusing():
 		e.Code, e.Err = RequestRefused, safeError{"the connection was kept, and closed after an earlier refusal", err}
 	}
 	return e

@@ -14,7 +14,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -109,6 +108,7 @@ func (c ClientConfig) shownEndpoint() string {
 type Client struct {
 	sdk      captcha.Client // copied for each call: the SDK writes to it
 	keys     *keyring
+	calls    *callRecord
 	endpoint string
 	_        [0]func()
 }
@@ -149,17 +149,18 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 		return nil, errors.Join(errs...)
 	}
 
+	calls := new(callRecord)
 	sdk, err := captcha.NewClient(&openapi.Config{
 		Endpoint:   &host,
 		Protocol:   &protocol,
 		NoProxy:    &host, // the SDK would send the proxy's password to the service
-		HttpClient: connection{transport, new(atomic.Int64)},
+		HttpClient: connection{transport, calls},
 	})
 	if err != nil {
 		return nil, &Error{Code: Misconfigured, Err: err}
 	}
 	sdk.Client.DisableSDKError = new(true) // errors are read in connection, and SDKError costs a JSON round trip
-	return &Client{sdk: *sdk, keys: keys, endpoint: protocol + "://" + host + "/"}, nil
+	return &Client{sdk: *sdk, keys: keys, calls: calls, endpoint: protocol + "://" + host + "/"}, nil
 }
 
 // keyring returns the keys of c, or tells fault what is wrong with them.
@@ -362,7 +363,7 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	var a answer
 	// VerifyIntelligentCaptchaWithContext comes to the same call, but by way of
 	// JSON and maps, which takes most of its time.
-	_, err = sdk.CallApiWithCtx(a.trace(context.WithValue(ctx, answerKey{}, &a)), operation, &openapi.OpenApiRequest{
+	_, err = sdk.CallApiWithCtx(a.trace(context.WithValue(ctx, answerKey{}, &a), c.calls), operation, &openapi.OpenApiRequest{
 		Headers: map[string]*string{"content-type": new("application/x-www-form-urlencoded")},
 		Body:    form.Encode(),
 	}, &dara.RuntimeOptions{}) // without retries: a param is spent once

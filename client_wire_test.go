@@ -490,6 +490,37 @@ func TestGatewayThatClosesUnannounced(t *testing.T) {
 	}
 }
 
+// The next call may fail before the refusal has been read.
+func TestGatewayThatClosesBeforeItsRefusalIsRead(t *testing.T) {
+	t.Parallel()
+	addr := serveRaw(t, func(conn net.Conn) {
+		in := bufio.NewReader(conn)
+		if readCall(in) {
+			io.WriteString(conn, "HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
+			in.Peek(1)
+		}
+	})
+	base := &http.Transport{}
+	t.Cleanup(base.CloseIdleConnections)
+	arrived := make(chan struct{}, 1)
+	cfg := secretConfig(transportFunc(func(r *http.Request) (*http.Response, error) {
+		resp, err := base.RoundTrip(r)
+		if err == nil {
+			arrived <- struct{}{}
+			time.Sleep(20 * time.Millisecond)
+		}
+		return resp, err
+	}))
+	cfg.Endpoint = "http://" + addr
+	client := newClient(t, cfg)
+	var first sync.WaitGroup
+	first.Go(func() { client.Verify(t.Context(), alicaptcha.Request{Param: "x"}) })
+	<-arrived
+	result, err := askClient(t, t.Context(), client)
+	require.Equal(t, alicaptcha.RequestRefused, requireFault(t, result, err).Code)
+	first.Wait()
+}
+
 // Of an answer's headers the default Transport takes 64 KiB.
 func TestAnswersHeadersAreBounded(t *testing.T) {
 	t.Parallel()
