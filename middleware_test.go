@@ -194,6 +194,46 @@ func TestNewReportsEveryFault(t *testing.T) {
 	}
 }
 
+// The defaults are as the fields' comments say: what is at a limit is within it.
+func TestNewDefaults(t *testing.T) {
+	t.Parallel()
+	body := func(before, param int) *http.Request {
+		const head, middle, tail = `{"a":"`, `","captchaVerifyParam":"`, `"`
+		filled := strings.Repeat("a", before-len(head)-len(middle)-param-len(tail))
+		return jsonRequest(head + filled + middle + strings.Repeat("x", param) + tail + "}")
+	}
+	for _, row := range []struct {
+		before, param int // where the param ends in the body, and its length
+		want          alicaptcha.Code
+	}{
+		{64 << 10, 32 << 10, alicaptcha.T001},
+		{64 << 10, 32<<10 + 1, alicaptcha.ParamTooLarge},
+		{128 << 10, 7, alicaptcha.T001},
+		{128<<10 + 1, 7, alicaptcha.ParamTooLarge},
+	} {
+		o := try(t, alicaptcha.Config{Verifier: passing()}, body(row.before, row.param)).outcome(t)
+		require.Equal(t, row.want, o.Code, "%d bytes, %d of them the param", row.before, row.param)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		held, release := context.WithCancel(t.Context())
+		defer release()
+		verifier := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+			<-held.Done()
+			return alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}
+		}}
+		m, err := alicaptcha.New(alicaptcha.Config{
+			Verifier: verifier, SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+		})
+		require.NoError(t, err)
+		for range 256 {
+			go m.Check(loginRequest())
+		}
+		synctest.Wait()
+		require.Equal(t, alicaptcha.Overloaded, m.Check(loginRequest()).Code)
+		require.Len(t, verifier.asked(), 256)
+	})
+}
+
 func TestNewCopiesItsConfig(t *testing.T) {
 	t.Parallel()
 	cfg := alicaptcha.Config{

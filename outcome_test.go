@@ -286,3 +286,53 @@ func TestLimiterAfterTheDeadline(t *testing.T) {
 		require.True(t, m.Check(loginRequest().WithContext(ctx)).Allowed)
 	})
 }
+
+// What is the same for everybody is said once a minute, each matter by itself: none
+// keeps another one quiet.
+func TestLinesThatAreLimited(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		log := new(logbook)
+		var answer func(ctx context.Context) (alicaptcha.Result, error)
+		hanging := limiterFunc(func() bool { time.Sleep(time.Second + 1); return true })
+		m := newMiddleware(t, alicaptcha.Config{
+			Verifier: &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) { return answer(ctx) }},
+			Policy:   alicaptcha.Policy{alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(hanging)},
+			Logger:   slog.New(log),
+		})
+		passes := func(context.Context) (alicaptcha.Result, error) { return alicaptcha.Result{Passed: true}, nil }
+		fails := func(context.Context) (alicaptcha.Result, error) {
+			return alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.ServiceUnavailable}
+		}
+		check := func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 4*time.Second)
+			defer cancel()
+			m.Check(loginRequest().WithContext(ctx))
+		}
+		matters := []struct {
+			line string
+			do   func()
+		}{
+			{"captcha: the request's own deadline leaves the call less time", func() { answer = passes; check() }},
+			{"captcha: the Verifier panicked", func() {
+				answer = func(context.Context) (alicaptcha.Result, error) { panic("x") }
+				check()
+			}},
+			{"captcha: a Limiter does not answer in time", func() { answer = fails; check() }},
+		}
+		for minute := range 3 {
+			start := time.Now()
+			for range 3 {
+				for _, matter := range matters {
+					matter.do()
+				}
+			}
+			time.Sleep(30*time.Second - time.Since(start))
+			for _, matter := range matters {
+				matter.do()
+				require.Equal(t, minute+1, strings.Count(log.String(), matter.line), matter.line)
+			}
+			time.Sleep(61*time.Second - time.Since(start)) // the Limiter's line came a second after the others
+		}
+	})
+}
