@@ -361,9 +361,10 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 		form.Set("SceneId", req.SceneID)
 	}
 	var a answer
+	ctx = a.trace(context.WithValue(ctx, answerKey{}, &a), c.calls)
 	// VerifyIntelligentCaptchaWithContext comes to the same call, but by way of
 	// JSON and maps, which takes most of its time.
-	_, err = sdk.CallApiWithCtx(a.trace(context.WithValue(ctx, answerKey{}, &a), c.calls), operation, &openapi.OpenApiRequest{
+	_, err = sdk.CallApiWithCtx(ctx, operation, &openapi.OpenApiRequest{
 		Headers: map[string]*string{"content-type": new("application/x-www-form-urlencoded")},
 		Body:    form.Encode(),
 	}, &dara.RuntimeOptions{}) // without retries: a param is spent once

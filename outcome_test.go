@@ -296,9 +296,11 @@ func TestLinesThatAreLimited(t *testing.T) {
 		var answer func(ctx context.Context) (alicaptcha.Result, error)
 		hanging := limiterFunc(func() bool { time.Sleep(time.Second + 1); return true })
 		m := newMiddleware(t, alicaptcha.Config{
-			Verifier: &spy{do: func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) { return answer(ctx) }},
-			Policy:   alicaptcha.Policy{alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(hanging)},
-			Logger:   slog.New(log),
+			Verifier: alicaptcha.VerifierFunc(func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
+				return answer(ctx)
+			}),
+			Policy: alicaptcha.Policy{alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(hanging)},
+			Logger: slog.New(log),
 		})
 		passes := func(context.Context) (alicaptcha.Result, error) { return alicaptcha.Result{Passed: true}, nil }
 		fails := func(context.Context) (alicaptcha.Result, error) {

@@ -375,6 +375,140 @@ func TestAsk(t *testing.T) {
 	})
 }
 
+// Who asks while the gate is being asked waits for its answer: Ask for the Outcome,
+// Require for the rejection too. Nobody waits longer, or is told something else.
+func TestWhoComesLaterWaits(t *testing.T) {
+	t.Parallel()
+	for _, passes := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			var asked, rejections atomic.Int64
+			m := newMiddleware(t, alicaptcha.Config{
+				Verifier: alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+					asked.Add(1)
+					time.Sleep(time.Second)
+					return alicaptcha.Result{Passed: passes}, nil
+				}),
+				OnReject: func(w http.ResponseWriter, r *http.Request, o alicaptcha.Outcome) {
+					rejections.Add(1)
+					time.Sleep(time.Second)
+					alicaptcha.WriteRejection(w, r, o)
+				},
+			})
+			start := time.Now()
+			w := httptest.NewRecorder()
+			m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				written := map[bool]time.Duration{true: time.Second, false: 2 * time.Second}[passes]
+				var all sync.WaitGroup
+				for i := range 4 {
+					all.Go(func() {
+						require.Equal(t, passes, alicaptcha.Require(w, r))
+						require.Equal(t, written, time.Since(start))
+					})
+					all.Go(func() {
+						time.Sleep(time.Duration(i) * 100 * time.Millisecond)
+						_, found := alicaptcha.FromContext(r.Context())
+						require.False(t, found)
+						o, proceed := alicaptcha.Ask(r.Context())
+						require.Equal(t, time.Second, time.Since(start))
+						require.Equal(t, passes, proceed)
+						require.Equal(t, passes, o.Verified)
+						known, found := alicaptcha.FromContext(r.Context())
+						require.True(t, found)
+						require.Equal(t, o, known)
+					})
+				}
+				all.Go(func() { // while the rejection is being written
+					time.Sleep(1500 * time.Millisecond)
+					_, proceed := alicaptcha.Ask(r.Context())
+					require.Equal(t, passes, proceed)
+					require.Equal(t, 1500*time.Millisecond, time.Since(start))
+					require.Equal(t, passes, alicaptcha.Require(w, r))
+					require.Equal(t, max(written, 1500*time.Millisecond), time.Since(start))
+				})
+				all.Wait()
+			})).ServeHTTP(w, loginRequest())
+			require.EqualValues(t, 1, asked.Load())
+			require.Equal(t, map[bool]int64{true: 0, false: 1}[passes], rejections.Load())
+			require.Equal(t, int(rejections.Load()), strings.Count(w.Body.String(), `"reason"`))
+		})
+	}
+}
+
+// Until the Outcome is known, who is asked for it finds none, and Ask answers with a
+// rejection that is complete.
+func TestCallbacksBeforeTheOutcome(t *testing.T) {
+	t.Parallel()
+	looked := make(map[string]int)
+	look := func(t *testing.T, name string, ctx context.Context) {
+		looked[name]++
+		_, found := alicaptcha.FromContext(ctx)
+		require.False(t, found, name)
+		o, proceed := alicaptcha.Ask(ctx)
+		require.False(t, proceed, name)
+		require.Equal(t, alicaptcha.ServiceUnavailable, o.Code, name)
+		require.Equal(t, alicaptcha.DefaultPolicy()[alicaptcha.ServiceUnavailable], o.Action, name)
+		require.False(t, o.Allowed || o.Verified, name)
+	}
+	m := newMiddleware(t, alicaptcha.Config{
+		Verifier: alicaptcha.VerifierFunc(func(ctx context.Context, _ alicaptcha.Request) (alicaptcha.Result, error) {
+			look(t, "Verifier", ctx)
+			return alicaptcha.Result{Passed: true}, nil
+		}),
+		Observe: func(ctx context.Context, _ alicaptcha.Outcome) { look(t, "Observe", ctx) },
+		Logger:  slog.New(contextHandler(func(ctx context.Context) { look(t, "Logger", ctx) })),
+	})
+	for _, h := range []http.Handler{m.Handler(requiring(new(atomic.Int64))), m.Deferred(requiring(new(atomic.Int64)))} {
+		h.ServeHTTP(httptest.NewRecorder(), loginRequest())
+	}
+	require.Equal(t, map[string]int{"Verifier": 2, "Observe": 2, "Logger": 2}, looked)
+}
+
+// After a panic, and in a callback, the rejection is written once, however often
+// Require is called.
+func TestRejectionThatIsLeftToUsIsWrittenOnce(t *testing.T) {
+	t.Parallel()
+	thrice := func(t *testing.T, w http.ResponseWriter, r *http.Request) {
+		for range 3 {
+			require.False(t, alicaptcha.Require(w, r))
+		}
+	}
+	panicking := alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+		panic(http.ErrAbortHandler)
+	})
+	for name, h := range map[string]http.Handler{
+		"after a panic": newMiddleware(t, alicaptcha.Config{Verifier: panicking}).Deferred(
+			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				require.Panics(t, func() { alicaptcha.Require(w, r) })
+				thrice(t, w, r)
+			})),
+		"in OnReject": newMiddleware(t, alicaptcha.Config{
+			Verifier: answering(alicaptcha.Result{}, nil),
+			OnReject: func(w http.ResponseWriter, r *http.Request, _ alicaptcha.Outcome) { thrice(t, w, r) },
+		}).Handler(requiring(nil)),
+	} {
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, loginRequest())
+		require.Equal(t, 1, strings.Count(w.Body.String(), `"reason"`), name)
+	}
+}
+
+// The param is that of the body as the request came to the gate first, also where
+// a handler in between has read it.
+func TestSameMiddlewareAgainAfterTheBody(t *testing.T) {
+	t.Parallel()
+	verifier := passing()
+	m := newMiddleware(t, alicaptcha.Config{Verifier: verifier})
+	var passed atomic.Int64
+	inner := m.Deferred(requiring(&passed))
+	m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, err := io.Copy(io.Discard, r.Body)
+		require.NoError(t, err)
+		inner.ServeHTTP(w, r)
+	})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	require.EqualValues(t, 1, passed.Load())
+	require.Equal(t, []alicaptcha.Request{{Param: param, SceneID: "login"}}, verifier.asked())
+}
+
 // A Middleware that a request comes to again answers by the Outcome it has: a
 // param is good for one verification.
 func TestSameMiddlewareAgain(t *testing.T) {
@@ -562,6 +696,26 @@ func TestOnRejectHandsTheFormBack(t *testing.T) {
 		require.NotNil(t, r.MultipartForm)
 		require.NoError(t, r.MultipartForm.RemoveAll())
 	}
+}
+
+// A form that an outer handler has parsed stays the request's own, whatever the
+// handler behind the gate makes of its copy.
+func TestHandlerLeavesTheOutersForm(t *testing.T) {
+	t.Parallel()
+	r := httptest.NewRequest("POST", "/login", strings.NewReader(
+		"--x\r\nContent-Disposition: form-data; name=captchaVerifyParam\r\n\r\nabc\r\n--x--\r\n"))
+	r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+	require.NoError(t, r.ParseMultipartForm(1<<20))
+	parsed := r.MultipartForm
+	called := false
+	newMiddleware(t, alicaptcha.Config{Verifier: passing()}).Handler(
+		http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			called = true
+			require.Same(t, parsed, r.MultipartForm)
+			r.MultipartForm = nil
+		})).ServeHTTP(httptest.NewRecorder(), r)
+	require.True(t, called)
+	require.Same(t, parsed, r.MultipartForm)
 }
 
 // What the handler of the example reads before the captcha anybody can send: a long
