@@ -239,7 +239,12 @@ func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 		if !again {
 			v = &verification{m: m}
 		}
-		inner := r.WithContext(context.WithValue(r.Context(), gate.OutcomeKey{}, &requestState{v, outer}))
+		state := &v.state
+		if again {
+			state = new(requestState)
+		}
+		*state = requestState{v, outer}
+		inner := r.WithContext(context.WithValue(r.Context(), gate.OutcomeKey{}, state))
 		if !again {
 			v.r = inner
 			v.param, v.fault = m.extract(inner)

@@ -88,7 +88,8 @@ type verification struct {
 	m     *Middleware
 	r     *http.Request // as it came to the gate
 	param string
-	fault *Error // why there is no param
+	fault *Error       // why there is no param
+	state requestState // where the request came to m first; here it costs no allocation
 
 	mu      sync.Mutex // not held during callbacks
 	stage   stage
