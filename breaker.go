@@ -41,9 +41,10 @@ var ErrBreakerOpen = errors.New("alicaptcha: the breaker is open")
 // should share one. A nil or zero Breaker answers Misconfigured.
 //
 // ServiceTimeout, ServiceUnavailable and any error that is no *Error are
-// failures. Everything that the service answered is a success, rejections,
-// refusals and throttling too: else junk would keep real users out. A call that
-// was canceled does not count, nor one that panicked.
+// failures. A verdict is a success, a rejection too, and so are ServiceThrottled and
+// Misconfigured. What a client can bring about without the service does not count,
+// RequestRefused and Overloaded among it, nor does a call that was canceled or
+// panicked: else junk would keep real users out, or waiting for a service that hangs.
 type Breaker struct {
 	verifier Verifier
 	circuit  *gobreaker.TwoStepCircuitBreaker[Result]
@@ -147,15 +148,16 @@ func (b *Breaker) Verify(ctx context.Context, req Request) (Result, error) {
 		return Result{}, &Error{Code: Misconfigured, Err: errNoBreaker}
 	}
 	done, err := b.circuit.Allow()
-	b.logChanges()
 	if err != nil {
+		b.logChanges()
 		return Result{}, &Error{Code: ServiceUnavailable, Err: errBreakerOpen}
 	}
 	end := errNeutral // of a panic: a param that brings one about must not open the breaker
-	defer func() {
+	defer func() {    // before a Logger is called, which may panic
 		done(end)
 		b.logChanges()
 	}()
+	b.logChanges()
 	result, err := b.verifier.Verify(ctx, req)
 	end = breakerResult(ctx, err)
 	return result, err
@@ -175,9 +177,9 @@ func breakerResult(ctx context.Context, err error) error {
 		return errFailed
 	}
 	switch e.Code {
-	case ClientCanceled:
-		return errNeutral
-	case RequestRefused, ServiceThrottled, Misconfigured, ParamMalformed, ParamTooLarge, Overloaded:
+	case ClientCanceled, RequestRefused, Overloaded, ParamMalformed, ParamTooLarge:
+		return errNeutral // not the service's word, or its word on junk
+	case ServiceThrottled, Misconfigured:
 		return nil
 	}
 	return errFailed

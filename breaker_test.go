@@ -373,3 +373,44 @@ func (f handlerFunc) Handle(context.Context, slog.Record) error { f(); return ni
 func (f handlerFunc) WithAttrs([]slog.Attr) slog.Handler { return f }
 
 func (f handlerFunc) WithGroup(string) slog.Handler { return f }
+
+// What a client brings about without the service neither opens nor closes the breaker,
+// nor does it hide an outage.
+func TestBreakerIsNotKeptClosed(t *testing.T) {
+	t.Parallel()
+	for _, code := range []alicaptcha.Code{
+		alicaptcha.RequestRefused, alicaptcha.Overloaded, alicaptcha.ParamMalformed, alicaptcha.ParamTooLarge,
+	} {
+		s := new(script)
+		b := newBreaker(t, s, alicaptcha.BreakerConfig{Failures: 3})
+		for range 3 {
+			s.answer(errTimeout)
+			require.True(t, call(t, b, s), code)
+			s.answer(&alicaptcha.Error{Code: code})
+			b.Verify(t.Context(), alicaptcha.Request{Param: "p"})
+		}
+		require.EqualValues(t, "open", b.State(), code)
+	}
+}
+
+// A Logger that panics takes no probe with it.
+func TestBreakerLoggerPanics(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		panics := false
+		s := &script{err: errTimeout}
+		b := newBreaker(t, s, alicaptcha.BreakerConfig{Failures: 1, Probes: 1, Logger: slog.New(handlerFunc(func() {
+			if panics {
+				panics = false
+				panic("disk full")
+			}
+		}))})
+		require.True(t, call(t, b, s))
+		time.Sleep(5*time.Second + 1)
+		s.answer(nil)
+		panics = true
+		require.Panics(t, func() { b.Verify(t.Context(), alicaptcha.Request{Param: "p"}) })
+		require.True(t, call(t, b, s), "the place of the probe is given back")
+		require.EqualValues(t, "closed", b.State())
+	})
+}
