@@ -70,6 +70,13 @@ func TestAssertProtectedByMiddleware(t *testing.T) {
 	grpc := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/grpc+proto")
 	})
+	keepsBack := func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			kept := &keptBody{ResponseWriter: w}
+			h.ServeHTTP(kept, r)
+			w.Write(kept.body)
+		})
+	}
 	writes := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "welcome") })
 	flushes := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.(http.Flusher).Flush() })
 	ok := status(200)
@@ -102,6 +109,9 @@ func TestAssertProtectedByMiddleware(t *testing.T) {
 			"the answer is not the rejection (status 400)"},
 		"kept back, before": {http.TimeoutHandler(inOrder(status(200), gate.Handler(ok)), time.Minute, ""),
 			"the answer is not the rejection (status 200)"},
+		"kept back, Require ignored": {http.TimeoutHandler(gate.Deferred(inOrder(requires, writes)), time.Minute, ""),
+			"the answer is not the rejection (status 400)"},
+		"kept back but for the status": {keepsBack(gate.Handler(ok)), ""},
 		"kept back, another's 401": {http.TimeoutHandler(inOrder(status(401), gate.Handler(ok)), time.Minute, ""),
 			"the answer is not the rejection (status 401)"},
 		"kept back, OnReject": {http.TimeoutHandler(teapot.Handler(ok), time.Minute, ""), ""},
@@ -219,4 +229,15 @@ func TestClientSeesExpiry(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, row.code, result.Code)
 	}
+}
+
+// A keptBody keeps the body back, and not the header.
+type keptBody struct {
+	http.ResponseWriter
+	body []byte
+}
+
+func (k *keptBody) Write(p []byte) (int, error) {
+	k.body = append(k.body, p...)
+	return len(p), nil
 }

@@ -2,6 +2,7 @@ package alicaptchatest
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -78,10 +79,12 @@ func probe(h http.Handler, route string) (fault string) {
 	case !byGate: // after Ask the handler writes its own; gRPC has its status in a trailer
 		isGRPC := strings.HasPrefix(w.Header().Get("Content-Type"), "application/grpc")
 		isRejection = got.status >= 300 || isGRPC
-	case rejection.wrote:
+	case rejection.body != "":
 		isRejection = got == rejection
 	case expected != 0: // a middleware in between has kept the answer back
-		isRejection = got.status == expected
+		isRejection = got.status == expected && (got.body == "" || json.Valid([]byte(got.body)))
+	case rejection.wrote:
+		isRejection = got == rejection
 	default:
 		isRejection = got.status >= 300
 	}
