@@ -29,6 +29,7 @@ type answer struct {
 	err    *Error
 
 	// How far the call came.
+	began             atomic.Int64 // when it left the Transport's queue, in Unix nanoseconds
 	connected, reused atomic.Bool
 	stage             atomic.Int32 // unanswered, answered, read
 }
@@ -41,8 +42,12 @@ const (
 
 // trace returns ctx with a trace that fills a.
 func (a *answer) trace(ctx context.Context, calls *callRecord) context.Context {
+	begin := func() { a.began.CompareAndSwap(0, time.Now().UnixNano()) }
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		DNSStart:     func(httptrace.DNSStartInfo) { begin() },
+		ConnectStart: func(string, string) { begin() },
 		GotConn: func(info httptrace.GotConnInfo) {
+			begin()
 			a.connected.Store(true)
 			a.reused.Store(info.Reused)
 		},
@@ -137,6 +142,8 @@ const (
 func (c connection) noAnswer(req *http.Request, a *answer, err error) *Error {
 	e := callError(req.Context(), err)
 	switch {
+	case e.Code == ServiceTimeout && c.hasQueue() && !a.hadTime():
+		e.Code = Overloaded
 	case e.Code != ServiceUnavailable:
 	case req.ContentLength > longBody && a.connected.Load():
 		e.Code = RequestRefused
@@ -144,6 +151,19 @@ func (c connection) noAnswer(req *http.Request, a *answer, err error) *Error {
 		e.Code, e.Err = RequestRefused, safeError{"the connection was kept, and closed after an earlier refusal", err}
 	}
 	return e
+}
+
+// hadTime reports whether the call had enough time for itself.
+func (a *answer) hadTime() bool {
+	began := a.began.Load()
+	return began != 0 && time.Since(time.Unix(0, began)) >= enoughTime
+}
+
+// hasQueue reports whether calls wait in the Transport for those before them, which a
+// flood can make last for as long as it likes.
+func (c connection) hasQueue() bool {
+	transport, ok := c.transport.(*http.Transport)
+	return ok && transport.MaxConnsPerHost > 0
 }
 
 // readResponse reads the answer's body as far as it may be long.

@@ -547,3 +547,37 @@ func TestAnswersHeadersAreBounded(t *testing.T) {
 	require.Equal(t, alicaptcha.ServiceUnavailable, requireFault(t, result, err).Code)
 	require.Less(t, <-taken, size/2) // what the kernel's buffers hold
 }
+
+// In a Transport with a limit on connections calls wait for each other. A flood that
+// makes them wait in vain says nothing of the service.
+func TestTransportWithAQueue(t *testing.T) {
+	t.Parallel()
+	release := make(chan struct{})
+	addr := serveRaw(t, func(conn net.Conn) {
+		readCall(bufio.NewReader(conn))
+		<-release
+	})
+	client := clientAt(t, "http://"+addr, func(tr *http.Transport) { tr.MaxConnsPerHost = 1 })
+	var codes sync.Map
+	var calls sync.WaitGroup
+	for range 5 {
+		calls.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 1200*time.Millisecond)
+			defer cancel()
+			_, err := client.Verify(ctx, alicaptcha.Request{Param: "x"})
+			n, _ := codes.LoadOrStore(err.(*alicaptcha.Error).Code, new(atomic.Int64))
+			n.(*atomic.Int64).Add(1)
+		})
+	}
+	calls.Wait()
+	close(release)
+	count := func(code alicaptcha.Code) int64 {
+		n, ok := codes.Load(code)
+		if !ok {
+			return 0
+		}
+		return n.(*atomic.Int64).Load()
+	}
+	require.EqualValues(t, 1, count(alicaptcha.ServiceTimeout), "the one that had the connection")
+	require.EqualValues(t, 4, count(alicaptcha.Overloaded))
+}
