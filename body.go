@@ -13,12 +13,14 @@ import (
 // extract returns what the first of extractors finds that finds something. It
 // leaves r as if nobody had read it, whatever they do: r.Body has every byte,
 // and no form is parsed that was not before.
-func extract(r *http.Request, extractors []Extractor, limit int) (string, error) {
+//
+// Parsers take one of the places of parsers, but for when they wait for the client.
+func extract(r *http.Request, extractors []Extractor, limit int, parsers chan struct{}) (string, error) {
 	body := r.Body
 	if body == nil || body == http.NoBody {
 		return extractAny(r, extractors)
 	}
-	rec := &recording{src: body, limit: min(limit, math.MaxInt-1), size: r.ContentLength}
+	rec := &recording{src: body, limit: min(limit, math.MaxInt-1), size: r.ContentLength, parsers: parsers}
 	r.Body = rec
 	param, err := extractAny(r, extractors)
 	r.Body = rec.replay()
@@ -66,6 +68,8 @@ type recording struct {
 	err       error  // by which src ended while recording
 	tooLarge  *http.MaxBytesError
 	replaying bool
+	parsers   chan struct{}
+	isParsing bool        // one of parsers is taken
 	closed    atomic.Bool // a handler may close while it reads, as http.Transport does
 }
 
@@ -117,10 +121,29 @@ func (b *recording) record() {
 		b.buf = slices.Grow(b.buf, min(grown, b.limit+1)-len(b.buf))
 	}
 	free := b.buf[len(b.buf):min(cap(b.buf), b.limit+1)]
-	n, err := b.src.Read(free)
+	n, err := b.readSource(free)
 	b.buf = b.buf[:len(b.buf)+n]
 	b.err = err
 	b.tooLarge, _ = errors.AsType[*http.MaxBytesError](err) // an outer http.MaxBytesReader's
+}
+
+func (b *recording) readSource(p []byte) (int, error) {
+	if b.isParsing {
+		<-b.parsers
+		defer func() { b.parsers <- struct{}{} }()
+	}
+	return b.src.Read(p)
+}
+
+// beginParsing waits until the processor has time for one more parser.
+func (b *recording) beginParsing() {
+	b.parsers <- struct{}{}
+	b.isParsing = true
+}
+
+func (b *recording) endParsing() {
+	b.isParsing = false
+	<-b.parsers
 }
 
 // Close closes the body for the handler. An extractor that closes it, as a

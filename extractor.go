@@ -168,6 +168,14 @@ func plainBody(r *http.Request) (io.Reader, error) {
 	return r.Body, nil
 }
 
+// A parserBody is a body that bounds how many are parsed at once. A flood of bodies
+// that take their time would else keep every call to the service from the processor,
+// and make a healthy service look slow.
+type parserBody interface {
+	beginParsing()
+	endParsing()
+}
+
 func fromForm(r *http.Request, kind string, fields []string) (string, error) {
 	var parsed url.Values
 	switch {
@@ -189,6 +197,10 @@ func fromForm(r *http.Request, kind string, fields []string) (string, error) {
 	body, err := plainBody(r)
 	if err != nil {
 		return "", err
+	}
+	if b, ok := r.Body.(parserBody); ok {
+		b.beginParsing()
+		defer b.endParsing()
 	}
 	if kind == typeMultipart {
 		return fromMultipart(body, r.Header.Get("Content-Type"), fields)
@@ -340,6 +352,10 @@ func fromJSON(r *http.Request, paths []path) (string, error) {
 	body, err := plainBody(r)
 	if err != nil {
 		return "", err
+	}
+	if b, ok := r.Body.(parserBody); ok {
+		b.beginParsing()
+		defer b.endParsing()
 	}
 	f := jsonFinder{Decoder: decoders.Get().(*jsontext.Decoder)}
 	f.Reset(body)

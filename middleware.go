@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -47,7 +48,7 @@ type Config struct {
 
 	// SceneIDFunc returns the SceneID for a request, from what the server
 	// knows of it, such as its route. It gets the request as it came to the
-	// gate. It must not read the body, nor believe the client. An empty one
+	// gate, before the body is read, under Deferred too. It must not read the body, nor believe the client. An empty one
 	// ends the request as Misconfigured.
 	SceneIDFunc func(*http.Request) string
 
@@ -112,6 +113,7 @@ type Middleware struct {
 	cfg      Config
 	slots    chan struct{} // one taken for each verification under way
 	limiting chan struct{} // one taken for each call of a Limiter under way
+	parsers  chan struct{} // one taken for each body that is being parsed
 
 	// What bounds the log lines that call for the operator.
 	logLimits                   map[Code]*rate.Sometimes
@@ -132,6 +134,7 @@ func New(cfg Config) (*Middleware, error) {
 		cfg:       cfg,
 		slots:     make(chan struct{}, cfg.MaxConcurrent),
 		limiting:  make(chan struct{}, cfg.MaxConcurrent),
+		parsers:   make(chan struct{}, runtime.GOMAXPROCS(0)),
 		logLimits: make(map[Code]*rate.Sometimes),
 		panics:    rate.Sometimes{Interval: time.Minute},
 		deadlines: rate.Sometimes{Interval: time.Minute},
@@ -213,8 +216,8 @@ func (m *Middleware) zero() bool { return m == nil || m.slots == nil }
 // whole. Every method is gated, GET and OPTIONS too: wrap the routes that need
 // it, and put CORS outside.
 //
-// A request that comes to the same Middleware again, by Handler or by Deferred,
-// is not verified a second time: its Outcome holds.
+// A request that comes to the same Middleware again, by Handler or by Deferred, and
+// for the same scene is not verified a second time: its Outcome holds.
 //
 // It panics if next is nil.
 func (m *Middleware) Handler(next http.Handler) http.Handler { return m.wrap(next, false) }
@@ -234,10 +237,11 @@ func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		outer, _ := r.Context().Value(gate.OutcomeKey{}).(*requestState)
-		v := outer.find(m)
+		scene := m.sceneOf(r)
+		v := outer.find(m, scene)
 		again := v != nil
 		if !again {
-			v = &verification{m: m}
+			v = &verification{m: m, scene: scene}
 		}
 		state := &v.state
 		if again {
@@ -246,7 +250,6 @@ func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 		*state = requestState{v, outer}
 		inner := r.WithContext(context.WithValue(r.Context(), gate.OutcomeKey{}, state))
 		if !again {
-			v.r = inner
 			v.param, v.fault = m.extract(inner)
 		}
 		defer handBack(r, inner)
@@ -268,8 +271,21 @@ func handBack(r, inner *http.Request) {
 // handler; whether Outcome.Allowed is heeded is up to them, also with
 // ReportOnly. The body of r stays readable: r.Body may be replaced.
 func (m *Middleware) Check(r *http.Request) Outcome {
+	scene := m.sceneOf(r)
 	param, fault := m.extract(r)
-	return m.judge(r.Context(), r, param, fault)
+	return m.judge(r.Context(), scene, param, fault)
+}
+
+// sceneOf returns the scene that the param of r must be of; empty for any, or for
+// none.
+func (m *Middleware) sceneOf(r *http.Request) string {
+	switch {
+	case m.zero():
+		return ""
+	case m.cfg.SceneIDFunc != nil:
+		return m.cfg.SceneIDFunc(r)
+	}
+	return m.cfg.SceneID
 }
 
 // extract returns the param of r, or why there is none that is fit to be sent.
@@ -277,7 +293,7 @@ func (m *Middleware) extract(r *http.Request) (string, *Error) {
 	if m.zero() {
 		return "", nil
 	}
-	param, err := extract(r, m.cfg.Extractors, m.cfg.MaxBodyBytes)
+	param, err := extract(r, m.cfg.Extractors, m.cfg.MaxBodyBytes, m.parsers)
 	if err != nil {
 		if fault := ended(r.Context()); fault != nil {
 			return "", fault
@@ -305,11 +321,6 @@ var (
 	errNoVerdict    = safeError{text: "the Verifier's Result is no verdict"}
 	errPanicked     = safeError{text: "the Verifier panicked"}
 )
-
-// enoughTime is what a call must have had for itself, or Timeout if that is less,
-// for its lack of an answer to say something of the service. A client that sends
-// its body slowly can leave less of a deadline that the request brought along.
-const enoughTime = time.Second
 
 // callVerifier asks the Verifier. With a fault there is no verdict; mayOpen says
 // whether a Policy may let the request through all the same, which it may for an

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"runtime/debug"
 	"time"
 
@@ -38,9 +37,9 @@ func FromContext(ctx context.Context) (Outcome, bool) {
 }
 
 // judge takes a request that has come with param, or with a fault in its place,
-// to its Outcome, and tells the log and the observer. Its ctx is that of r, and
+// to its Outcome, and tells the log and the observer. Its ctx is the request's, and
 // known as a callback's.
-func (m *Middleware) judge(ctx context.Context, r *http.Request, param string, fault *Error) Outcome {
+func (m *Middleware) judge(ctx context.Context, scene, param string, fault *Error) Outcome {
 	if m.zero() {
 		o := Outcome{Code: Misconfigured, Err: &Error{Code: Misconfigured, Err: errNoMiddleware}}
 		o.Action = Policy(nil).action(o.Code, nil)
@@ -50,10 +49,7 @@ func (m *Middleware) judge(ctx context.Context, r *http.Request, param string, f
 		return o
 	}
 
-	o := Outcome{SceneID: m.cfg.SceneID}
-	if m.cfg.SceneIDFunc != nil {
-		o.SceneID = m.cfg.SceneIDFunc(r)
-	}
+	o := Outcome{SceneID: scene}
 	mayOpen := true
 	switch {
 	case o.SceneID == "" && !m.cfg.AnyScene:

@@ -36,12 +36,13 @@ func Ask(ctx context.Context) (o Outcome, proceed bool) {
 		}
 		return s, s.Allowed
 	}
-	return (*Middleware)(nil).judge(ctx, nil, "", nil), false
+	return (*Middleware)(nil).judge(ctx, "", "", nil), false
 }
 
 // Require is [Ask] for a handler that leaves the rejection to the middleware. If it
 // returns false, the rejection is written and the handler should just return. It is
-// written once, however many calls there are.
+// written once, by the first call and to its w, however many calls there are; the
+// others wait for that, but for no more than two seconds over Config.Timeout.
 func Require(w http.ResponseWriter, r *http.Request) bool {
 	if s, ok := r.Context().Value(gate.OutcomeKey{}).(*requestState); ok {
 		return s.require(w, r)
@@ -60,10 +61,10 @@ type requestState struct {
 	outer *requestState
 }
 
-// find returns what m has made of the request, or nil.
-func (s *requestState) find(m *Middleware) *verification {
+// find returns what m has made of the request for a scene, or nil.
+func (s *requestState) find(m *Middleware, scene string) *verification {
 	for ; s != nil; s = s.outer {
-		if s.m == m && !m.zero() {
+		if s.m == m && s.scene == scene && !m.zero() {
 			return s.verification
 		}
 	}
@@ -86,7 +87,7 @@ func (s *requestState) require(w http.ResponseWriter, r *http.Request) bool {
 // A verification is what one Middleware makes of one request.
 type verification struct {
 	m     *Middleware
-	r     *http.Request // as it came to the gate
+	scene string
 	param string
 	fault *Error       // why there is no param
 	state requestState // where the request came to m first; here it costs no allocation
@@ -148,7 +149,7 @@ func (v *verification) ask(ctx context.Context) (Outcome, bool) {
 func (v *verification) judge(ctx context.Context) {
 	end := broken
 	defer func() { v.enter(end) }()
-	o := v.m.judge(context.WithValue(ctx, callbackKey{v}, true), v.r, v.param, v.fault)
+	o := v.m.judge(context.WithValue(ctx, callbackKey{v}, true), v.scene, v.param, v.fault)
 	proceed := o.Allowed || !v.m.zero() && v.m.cfg.ReportOnly
 	v.mu.Lock()
 	v.outcome, v.proceed = o, proceed
@@ -183,10 +184,11 @@ func (v *verification) require(w http.ResponseWriter, r *http.Request) bool {
 		v.waitFor(rejected)
 	}
 
-	// A callback that leads here, or a panic before the Outcome, leaves the
-	// rejection to us. During judging it does not: the gate goes on.
+	// OnReject that leads here, or a panic before the Outcome, leaves the rejection
+	// to us. Nobody else does: two must not write at once.
 	v.mu.Lock()
-	o, write := v.outcome, !v.written && (v.stage == rejecting || v.stage == broken)
+	left := v.stage == broken || v.stage == rejecting && v.isCallback(r.Context())
+	o, write := v.outcome, left && !v.written
 	if v.stage == broken {
 		o = Outcome{Code: ServiceUnavailable}
 	}

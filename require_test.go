@@ -628,8 +628,9 @@ func TestCallbacksThatLeadBack(t *testing.T) {
 		}, 0},
 		{"OnReject by a request that it was not given", func(t *testing.T) http.Handler {
 			m := newMiddleware(t, alicaptcha.Config{Verifier: refusing, Timeout: time.Second,
-				OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) {
+				OnReject: func(w http.ResponseWriter, _ *http.Request, o alicaptcha.Outcome) {
 					require.False(t, alicaptcha.Require(w, stored.Load()))
+					alicaptcha.WriteRejection(w, stored.Load(), o)
 				},
 			})
 			return m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -741,4 +742,52 @@ func TestDeferredHandlerBoundsTheForm(t *testing.T) {
 		require.Empty(t, left, c.kind)
 		require.Less(t, long-rest.Len(), 1<<20, c.kind)
 	}
+}
+
+// A second caller does not write while the first one's OnReject takes its time, which
+// a client can make it do.
+func TestRejectionIsWrittenByOne(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMiddleware(t, alicaptcha.Config{
+			Verifier: answering(alicaptcha.Result{Code: alicaptcha.F001}, nil),
+			OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) {
+				time.Sleep(time.Minute)
+				w.WriteHeader(http.StatusTeapot)
+			},
+		})
+		w := httptest.NewRecorder()
+		m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			var both sync.WaitGroup
+			for range 2 {
+				both.Go(func() { require.False(t, alicaptcha.Require(w, r)) })
+			}
+			both.Wait()
+		})).ServeHTTP(w, loginRequest())
+		require.Equal(t, http.StatusTeapot, w.Code)
+		require.Empty(t, w.Body.String())
+	})
+}
+
+// SceneIDFunc sees the request as it came to the gate, whatever the handler makes of
+// it, and another scene is another verification.
+func TestSceneIsThatOfTheGate(t *testing.T) {
+	t.Parallel()
+	verifier := passing()
+	scene := func(r *http.Request) string { return "scene-of-" + r.URL.Path[1:] }
+	m := newMiddleware(t, alicaptcha.Config{Verifier: verifier, SceneIDFunc: scene})
+	m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.URL.Path = "/easy" // in place, as a rewriting middleware does
+		require.True(t, alicaptcha.Require(w, r))
+	})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	require.Equal(t, []alicaptcha.Request{{Param: param, SceneID: "scene-of-login"}}, verifier.asked())
+
+	// A forward to another route by the same request.
+	inner := m.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r.URL.Path = "/signup"
+		inner.ServeHTTP(w, r)
+	})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	require.Equal(t, []string{"scene-of-login", "scene-of-signup"},
+		[]string{verifier.asked()[1].SceneID, verifier.asked()[2].SceneID})
 }

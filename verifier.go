@@ -150,3 +150,8 @@ func (e safeError) Unwrap() error { return e.err }
 
 // defaultTimeout bounds a call where nobody has set a bound.
 const defaultTimeout = 5 * time.Second
+
+// enoughTime is what a call must have had for itself, or Timeout if that is less,
+// for its lack of an answer to say something of the service. A client that sends
+// its body slowly can leave less of a deadline that the request brought along.
+const enoughTime = time.Second

@@ -1,0 +1,80 @@
+package alicaptcha
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/synctest"
+
+	"github.com/stretchr/testify/require"
+)
+
+// A body that is being parsed takes a place, but not while it waits for the client:
+// slow clients hold none, and a flood of bodies that take their time leaves the
+// processor to others.
+func TestParsersTakeTurns(t *testing.T) {
+	for _, contentType := range []string{
+		"application/json", "application/x-www-form-urlencoded", "multipart/form-data; boundary=b",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			parsers := make(chan struct{}, 1)
+			parse := func(body io.ReadCloser) (string, error) {
+				r := httptest.NewRequest(http.MethodPost, "/", nil)
+				r.Header.Set("Content-Type", contentType)
+				r.Body = body
+				return extract(r, DefaultExtractors(), 1<<10, parsers)
+			}
+			// Ten clients that send nothing yet.
+			ended := make(chan error, 10)
+			var clients []*io.PipeWriter
+			for range 10 {
+				body, client := io.Pipe()
+				clients = append(clients, client)
+				go func() {
+					_, err := parse(body)
+					ended <- err
+				}()
+			}
+			synctest.Wait()
+			require.Empty(t, parsers, "nobody holds a place")
+
+			// While somebody has the place, nobody parses what has come.
+			parsers <- struct{}{}
+			for _, client := range clients {
+				go client.CloseWithError(io.EOF)
+			}
+			synctest.Wait()
+			require.Empty(t, ended)
+			<-parsers
+			for range clients {
+				<-ended
+			}
+			require.Empty(t, parsers, "each place is given back")
+
+			// So it is after a panic of the body.
+			require.Panics(t, func() { parse(panickingBody{}) })
+			require.Empty(t, parsers)
+		})
+	}
+}
+
+type panickingBody struct{}
+
+func (panickingBody) Read([]byte) (int, error) { panic(errors.New("read")) }
+func (panickingBody) Close() error             { return nil }
+
+// An Extractor of the user's holds no place, whatever it waits for.
+func TestUsersExtractorTakesNoPlace(t *testing.T) {
+	t.Parallel()
+	parsers := make(chan struct{}, 1)
+	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("x"))
+	_, err := extract(r, []Extractor{func(r *http.Request) (string, error) {
+		io.ReadAll(r.Body)
+		require.Empty(t, parsers)
+		return "", nil
+	}}, 1<<10, parsers)
+	require.NoError(t, err)
+}
