@@ -529,6 +529,39 @@ func (c watchedContext) AfterFunc(f func()) (stop func() bool) {
 	return func() bool { c.watching.Add(-1); return true }
 }
 
+// A verdict that comes after the request's own deadline is one, however little time
+// that has left; without one it depends on the time.
+func TestVerdictAfterTheDeadline(t *testing.T) {
+	t.Parallel()
+	refusal := &alicaptcha.Error{Code: alicaptcha.RequestRefused}
+	for _, row := range []struct {
+		deadline time.Duration
+		result   alicaptcha.Result
+		err      error
+		want     alicaptcha.Code
+	}{
+		{time.Second - 1, alicaptcha.Result{Passed: true}, nil, alicaptcha.T001},
+		{time.Second - 1, alicaptcha.Result{}, nil, alicaptcha.F001},
+		{time.Second - 1, alicaptcha.Result{}, refusal, alicaptcha.Overloaded},
+		{time.Second, alicaptcha.Result{Passed: true}, nil, alicaptcha.T001},
+		{time.Second, alicaptcha.Result{}, nil, alicaptcha.F001},
+		{time.Second, alicaptcha.Result{}, refusal, alicaptcha.RequestRefused},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), row.deadline)
+			defer cancel()
+			verifier := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+				time.Sleep(2 * time.Second)
+				return row.result, row.err
+			}}
+			o := try(t, alicaptcha.Config{Verifier: verifier}, loginRequest().WithContext(ctx)).outcome(t)
+			require.Equal(t, row.want, o.Code, row.deadline)
+			require.Equal(t, row.want == alicaptcha.T001, o.Verified)
+			require.Equal(t, 2*time.Second, o.Duration)
+		})
+	}
+}
+
 // The context that a Verifier got ends with the call, and nothing of the call waits
 // for the request's own: neither timers nor goroutines pile up.
 func TestTheCallsContextEnds(t *testing.T) {

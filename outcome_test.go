@@ -2,6 +2,7 @@ package alicaptcha_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -102,6 +103,62 @@ func TestSecretsStayIn(t *testing.T) {
 			}
 			upstream.Close()
 		}
+	}
+}
+
+// Where there is no verdict the line says why, if the code alone does not. What is not
+// there has no key.
+func TestLogSaysWhy(t *testing.T) {
+	t.Parallel()
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	late, cancel := context.WithTimeout(t.Context(), -1)
+	defer cancel()
+	oddHeader := loginRequest()
+	oddHeader.Header.Set("X-Param", "\xff")
+	contradiction := answering(alicaptcha.Result{Passed: true, Code: alicaptcha.F001}, nil)
+	panicking := &spy{do: func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) { panic("x") }}
+	for _, row := range []struct {
+		cfg   alicaptcha.Config
+		r     *http.Request
+		want  string
+		cause error
+	}{
+		{alicaptcha.Config{Extractors: []alicaptcha.Extractor{alicaptcha.FromHeader("X-Param")}}, oddHeader,
+			"param_malformed: the param is not UTF-8", nil},
+		{alicaptcha.Config{SceneIDFunc: func(*http.Request) string { return "" }}, loginRequest(),
+			"misconfigured: SceneIDFunc returned no scene", nil},
+		{alicaptcha.Config{Verifier: contradiction}, loginRequest(),
+			"service_unavailable: the Verifier's Result is no verdict", nil},
+		{alicaptcha.Config{Verifier: panicking}, loginRequest(),
+			"service_unavailable: the Verifier panicked", nil},
+		{alicaptcha.Config{}, loginRequest().WithContext(canceled),
+			"client_canceled: context canceled", context.Canceled},
+		{alicaptcha.Config{}, loginRequest().WithContext(late),
+			"overloaded: context deadline exceeded", context.DeadlineExceeded},
+	} {
+		if row.cfg.Verifier == nil {
+			row.cfg.Verifier = passing()
+		}
+		tr := try(t, row.cfg, row.r)
+		require.Contains(t, tr.log.String(), "captcha.error=alicaptcha: "+row.want)
+		o := tr.outcome(t)
+		require.EqualError(t, o.Err, "alicaptcha: "+row.want)
+		require.Equal(t, row.cause != nil, row.cause != nil && errors.Is(o.Err, row.cause))
+	}
+	require.Equal(t, "INFO captcha: rejected captcha.code=param_missing captcha.scene=login\n",
+		try(t, alicaptcha.Config{Verifier: passing()}, jsonRequest("{}")).log.String())
+}
+
+// Of an identifier a log line has 128 bytes at most.
+func TestLogCutsIdentifiers(t *testing.T) {
+	t.Parallel()
+	const head, tail = "captcha.certify_id=", " captcha.request_id="
+	for length, shown := range map[int]int{127: 127, 128: 128, 129: 128, 1000: 128} {
+		id := strings.Repeat("c", length)
+		verifier := answering(alicaptcha.Result{CertifyID: id, RequestID: id}, nil)
+		line := try(t, alicaptcha.Config{Verifier: verifier}, loginRequest()).log.String()
+		require.Contains(t, line, head+id[:shown]+tail+id[:shown]+"\n")
 	}
 }
 
@@ -240,6 +297,24 @@ func TestLimiterThatHangs(t *testing.T) {
 	})
 }
 
+// A request that finds no place with the Limiters is told of in the log, before one of
+// those that have a place gives up.
+func TestLimiterWithoutAPlace(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		held, release := context.WithCancel(t.Context())
+		defer release()
+		log := new(logbook)
+		m := outage(t, limiterFunc(func() bool { <-held.Done(); return true }),
+			alicaptcha.Config{MaxConcurrent: 1, Logger: slog.New(log)})
+		go m.Check(loginRequest())
+		synctest.Wait()
+		require.NotContains(t, log.String(), "a Limiter does not answer in time")
+		require.False(t, m.Check(loginRequest()).Allowed)
+		require.Contains(t, log.String(), "a Limiter does not answer in time")
+	})
+}
+
 // A Limiter that panics, or ends its goroutine, lets nobody in and keeps no place.
 func TestLimiterThatPanics(t *testing.T) {
 	t.Parallel()
@@ -315,12 +390,12 @@ func TestLinesThatAreLimited(t *testing.T) {
 			line string
 			do   func()
 		}{
-			{"captcha: the request's own deadline leaves the call less time", func() { answer = passes; check() }},
-			{"captcha: the Verifier panicked", func() {
+			{"WARN captcha: the request's own deadline leaves the call less time", func() { answer = passes; check() }},
+			{"ERROR captcha: the Verifier panicked", func() {
 				answer = func(context.Context) (alicaptcha.Result, error) { panic("x") }
 				check()
 			}},
-			{"captcha: a Limiter does not answer in time", func() { answer = fails; check() }},
+			{"WARN captcha: a Limiter does not answer in time", func() { answer = fails; check() }},
 		}
 		for minute := range 3 {
 			start := time.Now()
