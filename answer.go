@@ -94,12 +94,14 @@ type connection struct {
 func (c connection) Call(req *http.Request, _ *http.Transport) (*http.Response, error) {
 	a := req.Context().Value(answerKey{}).(*answer)
 	a.taken = true
+	defer func() { // also if the Transport panics
+		if a.stage.Swap(read) == answered {
+			c.calls.unread.Add(-1)
+		}
+	}()
 	a.result, a.err = c.exchange(req, a)
 	if e := a.err; e != nil && e.Status != 0 && (e.Code == RequestRefused || e.Code == ServiceThrottled) {
 		c.calls.refused.Store(time.Now().UnixNano())
-	}
-	if a.stage.Swap(read) == answered {
-		c.calls.unread.Add(-1)
 	}
 	return nil, errTaken
 }

@@ -165,7 +165,7 @@ func (v *verification) judge(ctx context.Context) {
 }
 
 // require returns whether the request may proceed. If it may not, the rejection is
-// written when it returns.
+// written when it returns, or the one who writes it takes too long to be waited for.
 func (v *verification) require(w http.ResponseWriter, r *http.Request) bool {
 	if _, proceed := v.ask(r.Context()); proceed {
 		return true
