@@ -10,24 +10,34 @@ import (
 	"sync/atomic"
 )
 
-// extract returns what the first of extractors finds that finds something. It
-// leaves r as if nobody had read it, whatever they do: r.Body has every byte,
-// and no form is parsed that was not before.
+// extract returns what the first of extractors finds that finds something, or why
+// none does, if that is known. It leaves r as if nobody had read it, whatever they
+// do: r.Body has every byte, and no form is parsed that was not before.
 //
-// Parsers take one of the places of parsers, but for when they wait for the client.
-func extract(r *http.Request, extractors []Extractor, limit int, parsers chan struct{}) (string, error) {
+// Parsers take one of the places of parsers, except while they wait for the client.
+func extract(
+	r *http.Request, extractors []Extractor, limit int, parsers chan struct{},
+) (param, missing string, err error) {
 	body := r.Body
-	if body == nil || body == http.NoBody {
-		return extractAny(r, extractors)
-	}
 	rec := &recording{src: body, limit: min(limit, math.MaxInt-1), size: r.ContentLength, parsers: parsers}
+	hasBody := body != nil && body != http.NoBody
+	if !hasBody {
+		rec.err = io.EOF
+	}
 	r.Body = rec
-	param, err := extractAny(r, extractors)
-	r.Body = rec.replay()
+	param, err = extractAny(r, extractors)
+	if r.Body = body; hasBody {
+		r.Body = rec.replay()
+	}
 	if param == "" && rec.tooLarge != nil {
 		err = rec.tooLarge // a parser may have made another error of it, or an end
 	}
-	return param, err
+	if param == "" && err == nil {
+		parsers <- struct{}{}
+		defer func() { <-parsers }()
+		missing = whyMissing(r, rec.places[:rec.placed], rec.buf, rec.err == io.EOF)
+	}
+	return param, missing, err
 }
 
 func extractAny(r *http.Request, extractors []Extractor) (param string, err error) {
@@ -69,7 +79,9 @@ type recording struct {
 	tooLarge  *http.MaxBytesError
 	replaying bool
 	parsers   chan struct{}
-	isParsing bool        // one of parsers is taken
+	isParsing bool // one of parsers is taken
+	places    [4]*place
+	placed    int         // how many of places are set
 	closed    atomic.Bool // a handler may close while it reads, as http.Transport does
 }
 
@@ -133,6 +145,14 @@ func (b *recording) readSource(p []byte) (int, error) {
 		defer func() { b.parsers <- struct{}{} }()
 	}
 	return b.src.Read(p)
+}
+
+// searched keeps p for whyMissing.
+func (b *recording) searched(p *place) {
+	if !b.replaying && b.placed < len(b.places) {
+		b.places[b.placed] = p
+		b.placed++
+	}
 }
 
 // beginParsing waits until the processor has time for one more parser.

@@ -25,7 +25,8 @@ func TestParsersTakeTurns(t *testing.T) {
 				r := httptest.NewRequest(http.MethodPost, "/", nil)
 				r.Header.Set("Content-Type", contentType)
 				r.Body = body
-				return extract(r, DefaultExtractors(), 1<<10, parsers)
+				param, _, err := extract(r, DefaultExtractors(), 1<<10, parsers)
+				return param, err
 			}
 			// Ten clients that send nothing yet.
 			ended := make(chan error, 10)
@@ -71,7 +72,7 @@ func TestUsersExtractorTakesNoPlace(t *testing.T) {
 	t.Parallel()
 	parsers := make(chan struct{}, 1)
 	r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader("x"))
-	_, err := extract(r, []Extractor{func(r *http.Request) (string, error) {
+	_, _, err := extract(r, []Extractor{func(r *http.Request) (string, error) {
 		io.ReadAll(r.Body)
 		require.Empty(t, parsers)
 		return "", nil

@@ -303,7 +303,7 @@ func TestReplayBehindTheLimit(t *testing.T) {
 			require.NoError(t, err)
 			require.True(t, bytes.Equal(text, got), "%s: the body is another", contentType)
 		})
-		gate, verifier := newGateAndSpy(t, func(cfg *alicaptcha.Config) { cfg.ReportOnly = true })
+		gate, verifier := newGateAndSpy(t, func(cfg *alicaptcha.Config) { cfg.Mode = alicaptcha.ReportOnly })
 		gate.Handler(handler).ServeHTTP(httptest.NewRecorder(), bodyRequest(contentType, bytes.NewReader(text)))
 		require.True(t, handled)
 		require.Empty(t, verifier.params())
@@ -395,7 +395,7 @@ func TestExtractHangUp(t *testing.T) {
 	}{
 		{"all was sent", 0, 0, []alicaptcha.Code{alicaptcha.ClientCanceled}},
 		// The server looks for the client's end only behind the body's.
-		{"more was to come", 1 << 20, 10 * time.Millisecond,
+		{"more was to come", 1 << 20, 100 * time.Millisecond,
 			[]alicaptcha.Code{alicaptcha.ClientCanceled, alicaptcha.ServiceTimeout}},
 	} {
 		t.Run("while the service is asked, "+c.name, func(t *testing.T) {

@@ -601,7 +601,7 @@ func TestExtractFormParsedByOuter(t *testing.T) {
 		{"multipart by ParseForm, which does not read it", multipartType, multBody, "", parseForm, alicaptcha.T001},
 		{"form without the field", formType, "a=1", "f=no", parseForm, alicaptcha.ParamMissing},
 		{"multipart without the field", multipartType, formPart(`name="a"`, "1") + formEnd, "f=no",
-			parseMultipart, alicaptcha.ParamMalformed},
+			parseMultipart, alicaptcha.ParamMissing},
 		{"query only", formType, "", "f=no", parseForm, alicaptcha.ParamMissing},
 		{"not UTF-8", formType, "f=%ff", "", parseForm, alicaptcha.ParamMalformed},
 	} {

@@ -2,6 +2,7 @@ package alicaptcha_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log"
@@ -141,8 +142,36 @@ func ExampleNewBreaker() {
 	// alicaptcha: service_unavailable: the breaker is open true
 }
 
-// An answer of one's own. Outcome.Code is for the log: the client should not
-// learn it.
+// A JSON answer of a shape of its own, with the texts and headers of the usual
+// rejection. Outcome.Code is for the log: a client should not learn it.
+func ExampleNewProblem() {
+	captcha, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: alicaptchatest.Rejecting(alicaptcha.F007),
+		SceneID:  "1a2b3c4d",
+		OnReject: func(w http.ResponseWriter, r *http.Request, o alicaptcha.Outcome) {
+			p := alicaptcha.NewProblem(r, o)
+			p.SetHeader(w.Header())
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(p.Status)
+			json.NewEncoder(w).Encode(map[string]any{"error": p.Reason, "message": p.Detail})
+		},
+		Logger: slog.New(slog.DiscardHandler),
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	r := httptest.NewRequest("POST", "/login", nil)
+	r.Header.Set("Captcha-Verify-Param", "…")
+	w := httptest.NewRecorder()
+	captcha.Handler(http.HandlerFunc(handleLogin)).ServeHTTP(w, r)
+	fmt.Println(w.Code, w.Header().Get("Cache-Control"))
+	fmt.Println(w.Body)
+	// Output:
+	// 403 no-store
+	// {"error":"captcha_expired","message":"The captcha has expired or was used already. Please solve a new one."}
+}
+
+// A status for one code. OnReject may write anything.
 func ExampleReject() {
 	captcha, err := alicaptcha.New(alicaptcha.Config{
 		Verifier: alicaptchatest.Rejecting(alicaptcha.F001),
@@ -203,15 +232,15 @@ func ExampleNew_faults() {
 			alicaptcha.ServiceThrottled: alicaptcha.Allow(), // anybody can bring that about
 			alicaptcha.ServiceTimeout:   alicaptcha.Allow(), // without a bound
 		},
-		Timeout: -time.Second,
+		Timeout: 5, // nanoseconds: 5*time.Second was meant
 	})
 	fmt.Println(err)
 	// Output:
 	// alicaptcha: Config.Verifier is required
-	// alicaptcha: Config.SceneID is required, or else SceneIDFunc or AnyScene; only one of the three may be set
+	// alicaptcha: Config.SceneID, SceneIDFunc, AnyScene: exactly one of them must be set
 	// alicaptcha: Config.Policy["service_throttled"]: must not be let through: a client can cause it at will
 	// alicaptcha: Config.Policy["service_timeout"]: must not be let through without a bound: use AllowAtMost
-	// alicaptcha: Config.Timeout is negative
+	// alicaptcha: Config.Timeout is 5ns; it must be 0 or at least 100ms
 }
 
 // In an outage of the service ten logins a minute go on without a verdict. The

@@ -43,7 +43,11 @@ func FromHeader(name string) Extractor {
 	if name == "" || strings.ContainsFunc(name, notInToken) {
 		panic("alicaptcha: FromHeader: " + strconv.Quote(name) + " is not the name of a header")
 	}
-	return func(r *http.Request) (string, error) { return r.Header.Get(name), nil }
+	here := &place{header: name}
+	return func(r *http.Request) (string, error) {
+		here.lookIn(r)
+		return r.Header.Get(name), nil
+	}
 }
 
 // notInToken reports a rune that stands in no token of RFC 9110, section 5.6.2.
@@ -63,7 +67,11 @@ func notInToken(r rune) bool {
 // It panics without a field, and on an empty one.
 func FromForm(fields ...string) Extractor {
 	fields = checkFields("FromForm", fields)
-	return func(r *http.Request) (string, error) { return fromForm(r, mediaType(r), fields) }
+	here := &place{fields: fields, form: true}
+	return func(r *http.Request) (string, error) {
+		here.lookIn(r)
+		return fromForm(r, mediaType(r), fields)
+	}
 }
 
 // FromJSON finds the param in a body of type application/json or
@@ -80,7 +88,9 @@ func FromForm(fields ...string) Extractor {
 // a pointer with a "~" that is neither "~0" nor "~1".
 func FromJSON(fields ...string) Extractor {
 	paths := checkPaths("FromJSON", fields)
+	here := &place{fields: slices.Clone(fields), json: true}
 	return func(r *http.Request) (string, error) {
+		here.lookIn(r)
 		if !isJSON(mediaType(r)) {
 			return "", nil
 		}
@@ -95,7 +105,9 @@ func FromJSON(fields ...string) Extractor {
 func FromBody(fields ...string) Extractor {
 	fields = checkFields("FromBody", fields)
 	paths := checkPaths("FromBody", fields)
+	here := &place{fields: fields, form: true, json: true}
 	return func(r *http.Request) (string, error) {
+		here.lookIn(r)
 		kind := mediaType(r)
 		if isJSON(kind) {
 			return fromJSON(r, paths)
@@ -189,6 +201,9 @@ func fromForm(r *http.Request, kind string, fields []string) (string, error) {
 			}
 		}
 	}
+	if r.MultipartForm != nil {
+		return "", nil // nothing is left of the body
+	}
 
 	body, err := plainBody(r)
 	if err != nil {
@@ -253,13 +268,13 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 	if err != nil || params["boundary"] == "" {
 		return "", errBody
 	}
-	kept := &errorKeeper{Reader: body}
+	kept := &errorKeeper{Reader: body, isEmpty: true}
 	parts := multipart.NewReader(kept, params["boundary"])
 	for {
 		// Raw, because a fault in the encoding of a part that is skipped would be
 		// one or none, as the body happens to arrive.
 		part, err := parts.NextRawPart()
-		if err == io.EOF {
+		if err == io.EOF || kept.isEmpty {
 			return "", nil
 		}
 		if err != nil {
@@ -292,7 +307,8 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 // boundary that an error cuts off for a whole one, and drops the error.
 type errorKeeper struct {
 	io.Reader
-	err error // not io.EOF
+	err     error // not io.EOF
+	isEmpty bool  // it ended by io.EOF before it gave a byte
 }
 
 func (k *errorKeeper) Read(p []byte) (int, error) {
@@ -300,5 +316,6 @@ func (k *errorKeeper) Read(p []byte) (int, error) {
 	if err != io.EOF {
 		k.err = err
 	}
+	k.isEmpty = k.isEmpty && n == 0 && (err == nil || err == io.EOF)
 	return n, err
 }

@@ -169,7 +169,7 @@ func TestExtractMultipart(t *testing.T) {
 		{name: "bad headers", body: crlf("--b\nno header\n\nno\n") + field, code: alicaptcha.ParamMalformed},
 		{name: "another boundary", body: strings.ReplaceAll(field, "--b", "--c"), code: alicaptcha.ParamMalformed},
 		{name: "no multipart at all", body: "f=no", code: alicaptcha.ParamMalformed},
-		{name: "empty body", body: "", code: alicaptcha.ParamMalformed},
+		{name: "empty body", body: "", code: alicaptcha.ParamMissing},
 		{name: "broken behind the field", body: formPart(`name="f"`, "x") + "--b\r\nno header", param: "x"},
 	}
 	for i := range cases {

@@ -100,9 +100,17 @@ type Config struct {
 	// once wait for Limiters. If zero, it is 256.
 	MaxConcurrent int
 
-	// ReportOnly verifies, observes and logs, but lets everything through. The
-	// Outcome of what would have been rejected has Allowed false.
-	ReportOnly bool
+	// Mode says what is done with requests. The zero value is Enforce.
+	Mode Mode
+
+	// ModeFunc returns the Mode of a request. At most one of Mode and ModeFunc may
+	// be set. It is called once for each request, before the body is read, and may
+	// use what the server knows: a setting that changes while the program runs,
+	// the route, the session or an identity that the server has verified itself.
+	// It must not read the body or trust client input, such as a header or a
+	// cookie that is not signed: a bot would choose Exempt. If it panics or returns
+	// another value than the three Modes, the request is rejected as Misconfigured.
+	ModeFunc func(*http.Request) Mode
 
 	_ [0]func() // fields by name only
 }
@@ -116,8 +124,8 @@ type Middleware struct {
 	parsers  chan struct{} // one taken for each body that is being parsed
 
 	// What bounds the log lines that call for the operator.
-	logLimits                   map[Code]*rate.Sometimes
-	panics, deadlines, limiters rate.Sometimes
+	tallies                                           map[Code]*tally // "" for unknown codes
+	panics, deadlines, limiters, exhausted, unwritten rate.Sometimes
 
 	_ [0]func()
 }
@@ -131,19 +139,17 @@ func New(cfg Config) (*Middleware, error) {
 		return nil, errors.Join(errs...)
 	}
 	m := &Middleware{
-		cfg:       cfg,
-		slots:     make(chan struct{}, cfg.MaxConcurrent),
-		limiting:  make(chan struct{}, cfg.MaxConcurrent),
-		parsers:   make(chan struct{}, runtime.GOMAXPROCS(0)),
-		logLimits: make(map[Code]*rate.Sometimes),
-		panics:    rate.Sometimes{Interval: time.Minute},
-		deadlines: rate.Sometimes{Interval: time.Minute},
-		limiters:  rate.Sometimes{Interval: time.Minute},
+		cfg:      cfg,
+		slots:    make(chan struct{}, cfg.MaxConcurrent),
+		limiting: make(chan struct{}, cfg.MaxConcurrent),
+		parsers:  make(chan struct{}, runtime.GOMAXPROCS(0)),
+		tallies:  map[Code]*tally{"": newTally()},
+	}
+	for _, limit := range []*rate.Sometimes{&m.panics, &m.deadlines, &m.limiters, &m.exhausted, &m.unwritten} {
+		limit.Interval = time.Minute
 	}
 	for c := range codes {
-		if _, once := c.severity(); once {
-			m.logLimits[c] = &rate.Sometimes{Interval: time.Minute}
-		}
+		m.tallies[c] = newTally()
 	}
 	return m, nil
 }
@@ -161,7 +167,7 @@ func (cfg Config) complete() (Config, []error) {
 		cfg.Extractors = DefaultExtractors()
 	}
 	if len(cfg.Extractors) == 0 {
-		fault("Extractors is empty: leave it nil for the default ones")
+		fault("Extractors is empty; leave it nil for DefaultExtractors")
 	}
 	cfg.Extractors = slices.Clone(cfg.Extractors)
 	for i, extractor := range cfg.Extractors {
@@ -172,10 +178,16 @@ func (cfg Config) complete() (Config, []error) {
 	policy, policyErrs := cfg.Policy.check()
 	cfg.Policy = policy
 	errs = append(errs, policyErrs...)
-	if cfg.Timeout < 0 {
-		fault("Timeout is negative")
+	if cfg.Timeout != 0 && cfg.Timeout < minTimeout {
+		fault(fmt.Sprintf("Timeout is %v; it must be 0 or at least %v", cfg.Timeout, minTimeout))
 	}
 	cfg.Timeout = cmp.Or(cfg.Timeout, defaultTimeout)
+	switch {
+	case cfg.Mode < Enforce || cfg.Mode > Exempt:
+		fault("Mode must be Enforce, ReportOnly or Exempt")
+	case cfg.Mode != Enforce && cfg.ModeFunc != nil:
+		fault("ModeFunc is set, and so is Mode")
+	}
 	for _, limit := range []struct {
 		name  string
 		value *int
@@ -201,10 +213,10 @@ func (cfg Config) checkScene(fault func(text string)) {
 		}
 	}
 	if scenes != 1 {
-		fault("SceneID is required, or else SceneIDFunc or AnyScene; only one of the three may be set")
+		fault("SceneID, SceneIDFunc, AnyScene: exactly one of them must be set")
 	}
 	if cfg.SceneID != strings.TrimSpace(cfg.SceneID) || !utf8.ValidString(cfg.SceneID) {
-		fault("SceneID has white space around it, or is not UTF-8")
+		fault("SceneID is surrounded by white space or is not valid UTF-8")
 	}
 }
 
@@ -241,7 +253,7 @@ func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 		v := outer.find(m, scene)
 		again := v != nil
 		if !again {
-			v = &verification{m: m, scene: scene}
+			v = &verification{m: m, subject: m.subject(r, scene)}
 		}
 		state := &v.state
 		if again {
@@ -250,7 +262,7 @@ func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 		*state = requestState{v, outer}
 		inner := r.WithContext(context.WithValue(r.Context(), gate.OutcomeKey{}, state))
 		if !again {
-			v.param, v.fault = m.extract(inner)
+			v.param, v.fault = m.extract(inner, v.mode)
 		}
 		defer handBack(r, inner)
 		if deferred || v.require(w, inner) {
@@ -271,9 +283,23 @@ func handBack(r, inner *http.Request) {
 // handler; whether Outcome.Allowed is heeded is up to them, also with
 // ReportOnly. The body of r stays readable: r.Body may be replaced.
 func (m *Middleware) Check(r *http.Request) Outcome {
-	scene := m.sceneOf(r)
-	param, fault := m.extract(r)
-	return m.judge(r.Context(), scene, param, fault)
+	s := m.subject(r, m.sceneOf(r))
+	s.param, s.fault = m.extract(r, s.mode)
+	return m.judge(r.Context(), s)
+}
+
+// A subject is what there is of a request to judge.
+type subject struct {
+	method, route string // for the log
+	scene         string
+	mode          Mode
+	param         string
+	fault         *Error // why there is no param
+}
+
+// subject returns what there is to judge of r before its param is looked for.
+func (m *Middleware) subject(r *http.Request, scene string) subject {
+	return subject{method: r.Method, route: r.Pattern, scene: scene, mode: m.modeOf(r)}
 }
 
 // sceneOf returns the scene that the param of r must be of; empty for any, or for
@@ -288,12 +314,13 @@ func (m *Middleware) sceneOf(r *http.Request) string {
 	return m.cfg.SceneID
 }
 
-// extract returns the param of r, or why there is none that is fit to be sent.
-func (m *Middleware) extract(r *http.Request) (string, *Error) {
-	if m.zero() {
+// extract returns the param of r, or why there is none that is fit to be sent. It
+// returns neither if r is exempt.
+func (m *Middleware) extract(r *http.Request, mode Mode) (string, *Error) {
+	if m.zero() || mode == Exempt {
 		return "", nil
 	}
-	param, err := extract(r, m.cfg.Extractors, m.cfg.MaxBodyBytes, m.parsers)
+	param, missing, err := extract(r, m.cfg.Extractors, m.cfg.MaxBodyBytes, m.parsers)
 	if err != nil {
 		if fault := ended(r.Context()); fault != nil {
 			return "", fault
@@ -305,6 +332,8 @@ func (m *Middleware) extract(r *http.Request) (string, *Error) {
 		return "", &Error{Code: ParamMalformed, Err: err}
 	}
 	switch {
+	case missing != "":
+		return "", &Error{Code: ParamMissing, Err: safeError{text: missing}}
 	case param == "":
 		return "", &Error{Code: ParamMissing}
 	case len(param) > m.cfg.MaxParamBytes:
@@ -317,7 +346,8 @@ func (m *Middleware) extract(r *http.Request) (string, *Error) {
 
 var (
 	errNoMiddleware = safeError{text: "no Middleware that New made"}
-	errNoScene      = safeError{text: "SceneIDFunc returned no scene"}
+	errNoScene      = safeError{text: "SceneIDFunc returned an empty scene ID"}
+	errNoMode       = safeError{text: "ModeFunc panicked, or returned a Mode that does not exist"}
 	errNoVerdict    = safeError{text: "the Verifier's Result is no verdict"}
 	errPanicked     = safeError{text: "the Verifier panicked"}
 )

@@ -664,7 +664,7 @@ func TestReportOnly(t *testing.T) {
 		{answering(alicaptcha.Result{Code: "F005"}, nil), loginRequest(), alicaptcha.F005, false, slog.LevelError},
 	} {
 		t.Run(string(row.code), func(t *testing.T) {
-			tr := try(t, alicaptcha.Config{Verifier: row.verifier, ReportOnly: true}, row.r)
+			tr := try(t, alicaptcha.Config{Verifier: row.verifier, Mode: alicaptcha.ReportOnly}, row.r)
 			require.True(t, tr.called)
 			require.Equal(t, 204, tr.Code)
 			o := tr.outcome(t)

@@ -2,30 +2,45 @@ package alicaptcha
 
 import (
 	"context"
+	cryptorand "crypto/rand"
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strings"
+	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/alicaptcha/alicaptcha/internal/gate"
 )
 
-// An Outcome is how a request fared.
+// An Outcome describes how a request was handled.
 type Outcome struct {
-	Code     Code          // how it ended
-	Result   Result        // what the service said; zero without a verdict
-	Action   Action        // what the Policy made of it; a rejection is complete
-	Allowed  bool          // whether the request may go on; false for what ReportOnly let through
-	Verified bool          // the service passed the param, test mode (T005) excepted; whatever the Policy did
-	SceneID  string        // the scene that was asked for
-	Duration time.Duration // how long the Verifier took; 0 where it was not asked
-	Err      error         // an *Error where there is no verdict, else nil
+	Code   Code   // how the verification ended
+	Result Result // the service's verdict; zero if there is none
+	Action Action // what the Policy says about Code; a rejection has all its fields
+
+	// Allowed reports whether the request may proceed. It is false for a request
+	// that only ReportOnly let through.
+	Allowed bool
+
+	// Verified reports whether the service passed the param, whatever the Policy
+	// made of that. It is false for T005: in test mode the service passes everybody.
+	Verified bool
+
+	SceneID   string        // the scene that the param had to be of
+	Mode      Mode          // the Mode under which the request was judged
+	Duration  time.Duration // how long the Verifier took; 0 if it was not called
+	Reference string        // if Allowed is false, a random UUID that the log and the rejection have too
+	Err       error         // an *Error if there is no verdict, else nil
 }
 
-// FromContext returns the Outcome of the request whose context it is: under
-// [Middleware.Handler], and under [Middleware.Deferred] after [Ask] or [Require].
-// Where gates are nested it is the innermost one's; it finds none where an outer gate
-// said no before the innermost was asked.
+// FromContext returns the Outcome of the request that ctx belongs to. There is one
+// under [Middleware.Handler], and under [Middleware.Deferred] after [Ask] or
+// [Require]. Of nested gates it returns the Outcome of the innermost; it returns none
+// if an outer gate rejected the request before the innermost was asked.
 func FromContext(ctx context.Context) (Outcome, bool) {
 	switch s := ctx.Value(gate.OutcomeKey{}).(type) {
 	case *requestState:
@@ -36,51 +51,76 @@ func FromContext(ctx context.Context) (Outcome, bool) {
 	return Outcome{}, false
 }
 
-// judge takes a request that has come with param, or with a fault in its place,
-// to its Outcome, and tells the log and the observer. Its ctx is the request's, and
-// known as a callback's.
-func (m *Middleware) judge(ctx context.Context, scene, param string, fault *Error) Outcome {
+// judge finds the Outcome of a request, and tells the log and the observer. Its ctx
+// is the request's, and known as a callback's.
+func (m *Middleware) judge(ctx context.Context, s subject) Outcome {
 	if m.zero() {
 		o := Outcome{Code: Misconfigured, Err: &Error{Code: Misconfigured, Err: errNoMiddleware}}
-		o.Action = Policy(nil).action(o.Code, nil)
+		o.Action, o.Reference = Policy(nil).action(o.Code, nil), newReference()
 		slog.Default().LogAttrs(ctx, slog.LevelError,
 			"captcha: rejected, because no Middleware that New made stands before the handler",
-			slog.String("captcha.code", string(o.Code)))
+			slog.String("captcha.code", string(o.Code)), slog.String("captcha.reference", o.Reference))
 		return o
 	}
 
-	o := Outcome{SceneID: scene}
-	mayOpen := true
+	o := Outcome{SceneID: s.scene, Mode: s.mode}
+	fault, mayOpen := s.fault, true
 	switch {
-	case o.SceneID == "" && !m.cfg.AnyScene:
+	case s.mode == Exempt:
+		o.Code, o.Action, o.Allowed = Exempted, Allow(), true
+	case s.mode != Enforce && s.mode != ReportOnly:
+		o.Mode = Enforce
+		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoMode}, false
+	case s.scene == "" && !m.cfg.AnyScene:
 		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoScene}, false
 	case fault == nil:
-		o.Result, o.Duration, fault, mayOpen = m.callVerifier(ctx, Request{Param: param, SceneID: o.SceneID})
+		o.Result, o.Duration, fault, mayOpen = m.callVerifier(ctx, Request{Param: s.param, SceneID: s.scene})
+		o.Code = o.Result.Code
 	}
-	o.Code = o.Result.Code
 	if fault != nil {
 		o.Code, o.Err = fault.Code, fault
 	}
-	o.Action = m.cfg.Policy.action(o.Code, func(l Limiter) bool {
-		return mayOpen && (l == nil || m.askLimiter(ctx, l))
-	})
-	o.Allowed = o.Action.Allow
+	if o.Code != Exempted {
+		o.Action = m.cfg.Policy.action(o.Code, func(l Limiter) bool {
+			return mayOpen && (l == nil || m.askLimiter(ctx, l, o.Code))
+		})
+		o.Allowed = o.Action.Allow
+	}
 	o.Verified = o.Result.Passed && o.Code != T005
+	if !o.Allowed {
+		o.Reference = newReference()
+	}
 
-	m.log(ctx, o)
+	m.log(ctx, s, o)
 	if m.cfg.Observe != nil {
 		m.cfg.Observe(ctx, o)
 	}
 	return o
 }
 
-// limiterPatience is how long a Limiter is waited for.
+// newReference returns a random UUID (RFC 9562, version 4).
+func newReference() string {
+	var u [16]byte
+	cryptorand.Read(u[:]) // never fails
+	u[6] = u[6]&0x0f | 0x40
+	u[8] = u[8]&0x3f | 0x80
+	var text [36]byte
+	hex.Encode(text[:8], u[:4])
+	hex.Encode(text[9:13], u[4:6])
+	hex.Encode(text[14:18], u[6:8])
+	hex.Encode(text[19:23], u[8:10])
+	hex.Encode(text[24:], u[10:])
+	text[8], text[13], text[18], text[23] = '-', '-', '-', '-'
+	return string(text[:])
+}
+
+// limiterPatience is how long a request waits for a Limiter.
 const limiterPatience = time.Second
 
 // askLimiter reports whether l lets one more request through. At most
 // MaxConcurrent calls of Limiters are under way at once, and none of them holds
 // a request for longer than limiterPatience.
-func (m *Middleware) askLimiter(ctx context.Context, l Limiter) bool {
+func (m *Middleware) askLimiter(ctx context.Context, l Limiter, c Code) bool {
 	select {
 	case m.limiting <- struct{}{}:
 	default:
@@ -108,8 +148,11 @@ func (m *Middleware) askLimiter(ctx context.Context, l Limiter) bool {
 	defer tooLong.Stop()
 	select {
 	case a := <-answered:
-		if a.panicked != nil {
+		switch {
+		case a.panicked != nil:
 			m.logPanic(ctx, "captcha: the Limiter panicked", a.panicked, a.stack)
+		case !a.allowed:
+			m.logExhausted(ctx, c)
 		}
 		return a.allowed
 	case <-tooLong.C:
@@ -118,39 +161,82 @@ func (m *Middleware) askLimiter(ctx context.Context, l Limiter) bool {
 	}
 }
 
-// message returns the level and the text of the line about o.
-func (m *Middleware) message(o Outcome) (slog.Level, string) {
-	switch {
-	case o.Allowed && o.Verified && !o.Code.Known():
-		return slog.LevelWarn, "captcha: passed with a code that this version does not know"
-	case o.Allowed && o.Verified:
-		return slog.LevelDebug, "captcha: passed"
-	case o.Allowed && o.Result.Passed: // test mode, by the operator's word
-		return slog.LevelWarn, "captcha: let through unverified"
-	case o.Allowed:
-		return max(m.severity(o.Code), slog.LevelWarn), "captcha: let through unverified"
-	case m.cfg.ReportOnly:
-		return max(m.severity(o.Code), slog.LevelWarn), "captcha: let through by ReportOnly, would have been rejected"
-	}
-	return m.severity(o.Code), "captcha: rejected"
+// A tally lets one line a minute about a Code call for the operator, so that neither an
+// outage nor a flood drowns the rest of the log.
+type tally struct {
+	limit rate.Sometimes
+	count atomic.Int64 // since the last such line
 }
 
-func (m *Middleware) log(ctx context.Context, o Outcome) {
-	level, text := m.message(o)
+func newTally() *tally { return &tally{limit: rate.Sometimes{Interval: time.Minute}} }
+
+// take counts one line. It returns how many there were since the last one that was
+// due, and whether this one is.
+func (t *tally) take() (count int64, due bool) {
+	t.count.Add(1)
+	if !isDue(&t.limit) {
+		return 0, false
+	}
+	return t.count.Swap(0), true
+}
+
+// message returns the level and the text of the line about o.
+func message(o Outcome) (slog.Level, string) {
+	level := o.Code.severity()
+	switch {
+	case o.Code == Exempted:
+		return slog.LevelDebug, "captcha: exempt from verification"
+	case o.Allowed && o.Verified && o.Code.Known():
+		return slog.LevelDebug, "captcha: passed"
+	case o.Allowed && o.Verified:
+		return slog.LevelWarn, "captcha: passed with a code that this version does not know"
+	case o.Allowed && o.Result.Passed: // test mode, allowed by the Policy
+		return slog.LevelWarn, "captcha: let through unverified"
+	case o.Allowed:
+		return max(level, slog.LevelWarn), "captcha: let through unverified"
+	case o.Mode == ReportOnly:
+		return max(level, slog.LevelWarn), "captcha: let through by ReportOnly, would have been rejected"
+	}
+	return level, "captcha: rejected"
+}
+
+func (m *Middleware) log(ctx context.Context, s subject, o Outcome) {
+	level, text := message(o)
+	var count int64
+	if level >= slog.LevelWarn {
+		t := m.tallies[o.Code]
+		if t == nil {
+			t = m.tallies[""]
+		}
+		var due bool
+		if count, due = t.take(); !due {
+			level = slog.LevelInfo
+		}
+		if o.Allowed && o.Action.Limit != nil { // no flood, since a Limiter let it through
+			level = max(level, slog.LevelWarn)
+		}
+	}
 	logger := m.logger()
 	if !logger.Enabled(ctx, level) {
 		return
 	}
 
-	attrs := make([]slog.Attr, 0, 7)
+	attrs := make([]slog.Attr, 0, 11)
 	attrs = append(attrs, slog.String("captcha.code", string(o.Code)))
 	if o.Duration != 0 {
-		attrs = append(attrs, slog.Duration("captcha.duration", o.Duration))
+		attrs = append(attrs, slog.Float64("captcha.duration_ms", float64(o.Duration.Microseconds())/1000))
+	}
+	_, route, hasMethod := strings.Cut(s.route, " ")
+	if !hasMethod {
+		route = s.route
 	}
 	for _, a := range []struct{ key, value string }{
 		{"captcha.scene", o.SceneID},
 		{"captcha.certify_id", o.Result.CertifyID},
 		{"captcha.request_id", o.Result.RequestID},
+		{"captcha.reference", o.Reference},
+		{"http.request.method", s.method},
+		{"http.route", route},
 	} {
 		if a.value != "" {
 			attrs = append(attrs, slog.String(a.key, printable(a.value, 128)))
@@ -162,21 +248,30 @@ func (m *Middleware) log(ctx context.Context, o Outcome) {
 	if level >= slog.LevelWarn {
 		attrs = append(attrs, slog.String("captcha.description", o.Code.Description()))
 	}
-	logger.LogAttrs(ctx, level, text, attrs...)
-}
-
-// severity returns the level at which an end in c is logged now.
-func (m *Middleware) severity(c Code) slog.Level {
-	level, once := c.severity()
-	if once && !isDue(m.logLimits[c]) { // a flood must not drown the line that counts
-		return slog.LevelInfo
+	if count > 1 {
+		attrs = append(attrs, slog.Int64("captcha.count", count))
 	}
-	return level
+	logger.LogAttrs(ctx, level, text, attrs...)
 }
 
 func (m *Middleware) logLimiter(ctx context.Context) {
 	if isDue(&m.limiters) {
 		m.logger().LogAttrs(ctx, slog.LevelWarn, "captcha: a Limiter does not answer in time, so nobody is let through by it")
+	}
+}
+
+// logExhausted says that the Limiter of the Policy's Action for c let nobody in.
+func (m *Middleware) logExhausted(ctx context.Context, c Code) {
+	if isDue(&m.exhausted) {
+		m.logger().LogAttrs(ctx, slog.LevelWarn, "captcha: rejected, because the Policy's Limiter is exhausted",
+			slog.String("captcha.code", string(c)))
+	}
+}
+
+// logUnwritten says that OnReject wrote nothing.
+func (m *Middleware) logUnwritten(ctx context.Context) {
+	if isDue(&m.unwritten) {
+		m.logger().LogAttrs(ctx, slog.LevelError, "captcha: OnReject wrote nothing, so the usual rejection is written")
 	}
 }
 

@@ -127,7 +127,7 @@ func TestLogSaysWhy(t *testing.T) {
 		{alicaptcha.Config{Extractors: []alicaptcha.Extractor{alicaptcha.FromHeader("X-Param")}}, oddHeader,
 			"param_malformed: the param is not UTF-8", nil},
 		{alicaptcha.Config{SceneIDFunc: func(*http.Request) string { return "" }}, loginRequest(),
-			"misconfigured: SceneIDFunc returned no scene", nil},
+			"misconfigured: SceneIDFunc returned an empty scene ID", nil},
 		{alicaptcha.Config{Verifier: contradiction}, loginRequest(),
 			"service_unavailable: the Verifier's Result is no verdict", nil},
 		{alicaptcha.Config{Verifier: panicking}, loginRequest(),
@@ -146,8 +146,9 @@ func TestLogSaysWhy(t *testing.T) {
 		require.EqualError(t, o.Err, "alicaptcha: "+row.want)
 		require.Equal(t, row.cause != nil, row.cause != nil && errors.Is(o.Err, row.cause))
 	}
-	require.Equal(t, "INFO captcha: rejected captcha.code=param_missing captcha.scene=login\n",
-		try(t, alicaptcha.Config{Verifier: passing()}, jsonRequest("{}")).log.String())
+	silent := func(*http.Request) (string, error) { return "", nil }
+	tr := try(t, alicaptcha.Config{Verifier: passing(), Extractors: []alicaptcha.Extractor{silent}}, loginRequest())
+	require.NotContains(t, tr.log.String(), "captcha.error", "nothing is known of it")
 }
 
 // Of an identifier a log line has 128 bytes at most.
@@ -158,7 +159,7 @@ func TestLogCutsIdentifiers(t *testing.T) {
 		id := strings.Repeat("c", length)
 		verifier := answering(alicaptcha.Result{CertifyID: id, RequestID: id}, nil)
 		line := try(t, alicaptcha.Config{Verifier: verifier}, loginRequest()).log.String()
-		require.Contains(t, line, head+id[:shown]+tail+id[:shown]+"\n")
+		require.Contains(t, line, head+id[:shown]+tail+id[:shown]+" ")
 	}
 }
 
@@ -167,8 +168,9 @@ func TestLogKeys(t *testing.T) {
 	t.Parallel()
 	result := alicaptcha.Result{Code: "F001", CertifyID: "certify\n\x1b[31m", RequestID: "request"}
 	tr := try(t, alicaptcha.Config{Verifier: answering(result, nil)}, loginRequest())
-	require.Regexp(t, `^INFO captcha: rejected captcha.code=F001 captcha.duration=\S+ captcha.scene=login `+
-		`captcha.certify_id=certify\?\?\[31m captcha.request_id=request\n$`, tr.log.String())
+	require.Regexp(t, `^INFO captcha: rejected captcha.code=F001 captcha.duration_ms=[\d.e-]+ captcha.scene=login `+
+		`captcha.certify_id=certify\?\?\[31m captcha.request_id=request captcha.reference=[0-9a-f-]{36} `+
+		`http.request.method=POST\n$`, tr.log.String())
 
 	tooLong := `{"captchaVerifyParam":"` + strings.Repeat("x", 40<<10) + `"}`
 	tooFar := `{"a":"` + strings.Repeat("x", 200<<10) + `","captchaVerifyParam":"x"}`
@@ -195,17 +197,19 @@ func TestLogKeys(t *testing.T) {
 	require.Contains(t, tr.log.String(), "captcha.description=")
 }
 
-// What calls for the operator is said once a minute, not once a request.
+// What calls for the operator, and an end without a verdict, is said once a minute, not
+// once a request.
 func TestOperatorsFaultsAreLoggedOnceAMinute(t *testing.T) {
 	t.Parallel()
 	for _, code := range []alicaptcha.Code{
 		alicaptcha.T005, alicaptcha.F004, alicaptcha.F005, alicaptcha.F006, alicaptcha.F012, alicaptcha.F016,
-		alicaptcha.F021, alicaptcha.F022, alicaptcha.Misconfigured,
+		alicaptcha.F021, alicaptcha.F022, alicaptcha.Misconfigured, alicaptcha.RequestRefused,
+		alicaptcha.ServiceTimeout, alicaptcha.ServiceUnavailable, alicaptcha.ServiceThrottled, alicaptcha.Overloaded,
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			log := new(logbook)
 			verifier := answering(alicaptcha.Result{Code: code, Passed: code == alicaptcha.T005}, nil)
-			if code == alicaptcha.Misconfigured {
+			if _, verdict := code.Verdict(); !verdict {
 				verifier = answering(alicaptcha.Result{}, &alicaptcha.Error{Code: code})
 			}
 			m, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login", Logger: slog.New(log)})
@@ -226,6 +230,8 @@ func TestOperatorsFaultsAreLoggedOnceAMinute(t *testing.T) {
 			time.Sleep(time.Minute)
 			m.Check(loginRequest())
 			require.Equal(t, 2, loud())
+			require.Equal(t, 1, strings.Count(log.String(), "captcha.count=100"), "how many there were since the first")
+			require.Equal(t, 2, strings.Count(log.String(), "captcha.description="))
 		})
 	}
 }
@@ -242,7 +248,12 @@ func TestOpenedFaultIsStillLogged(t *testing.T) {
 	for range 4 {
 		m.Check(loginRequest())
 	}
-	require.Equal(t, []slog.Level{slog.LevelError, slog.LevelWarn, slog.LevelInfo, slog.LevelInfo}, log.levels())
+	require.Equal(t, []slog.Level{
+		slog.LevelError, slog.LevelWarn, // let through, of which no line is left out
+		slog.LevelWarn, slog.LevelInfo, slog.LevelInfo, // the Limiter is exhausted, once, and the rejections
+	}, log.levels())
+	require.Contains(t, log.String(),
+		"captcha: rejected, because the Policy's Limiter is exhausted captcha.code=misconfigured")
 }
 
 // outage returns a Middleware whose Verifier always fails and whose Policy asks l.

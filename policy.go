@@ -65,6 +65,10 @@ const (
 	Overloaded         Code = "overloaded"          // our own limit, or too little left of the request's own deadline
 )
 
+// Exempted is the Code of a request that was let through without a verification,
+// because the Config's Mode or ModeFunc says [Exempt]. A Policy has no say in it.
+const Exempted Code = "exempted"
+
 // Reasons that a rejected client is told. They are all it is told: the codes
 // behind them would teach a bot's author.
 const (
@@ -212,6 +216,9 @@ func (c Code) Description() string {
 	if info, ok := codes[c]; ok {
 		return info.about
 	}
+	if c == Exempted {
+		return "The operator exempted the request: it was let through without a verification."
+	}
 	switch passed, ok := c.Verdict(); {
 	case !ok:
 		return "Not a code of this package or of the service."
@@ -222,26 +229,23 @@ func (c Code) Description() string {
 	}
 }
 
-// severity returns the level at which a rejection for c is logged. Where once is
-// set, only the first in a minute is: it calls for the operator, and is the same
-// for everybody.
-func (c Code) severity() (level slog.Level, once bool) {
+// severity returns the level at which a rejection for c is logged.
+func (c Code) severity() slog.Level {
 	switch c {
 	case T005, F004, F005, F006, Misconfigured:
-		return slog.LevelError, true
-	case F012, F016, F021, F022:
-		return slog.LevelWarn, true
-	case RequestRefused, ServiceTimeout, ServiceUnavailable, ServiceThrottled, Overloaded:
-		return slog.LevelWarn, false
+		return slog.LevelError
+	case F012, F016, F021, F022,
+		RequestRefused, ServiceTimeout, ServiceUnavailable, ServiceThrottled, Overloaded:
+		return slog.LevelWarn
 	}
-	return slog.LevelInfo, false
+	return slog.LevelInfo
 }
 
 // Known reports whether c is one of the constants of this package. The service
 // adds codes from time to time, so a code that is not may still be a verdict.
 func (c Code) Known() bool {
 	_, known := codes[c]
-	return known
+	return known || c == Exempted
 }
 
 // Verdict reports what c says by its letter: passed is true for T and three digits
@@ -300,8 +304,8 @@ type Limiter interface{ Allow() bool }
 func Allow() Action { return Action{Allow: true} }
 
 // AllowAtMost returns the Action that lets a request through when l says so,
-// and otherwise rejects it as [DefaultPolicy] does. With a nil Limiter every
-// such request is rejected.
+// and otherwise rejects it as [DefaultPolicy] does. [New] refuses a Policy with a nil
+// Limiter.
 func AllowAtMost(l Limiter) Action {
 	if isNil(l) {
 		l = never{}
@@ -313,7 +317,7 @@ func AllowAtMost(l Limiter) Action {
 // default for the Code; Retry and RetryAfter are unset.
 func Reject(status int) Action { return Action{Status: status} }
 
-// never is the Limiter in the place of a nil one.
+// never stands for a nil Limiter, since an Action without a Limit has no bound.
 type never struct{}
 
 func (never) Allow() bool { return false }
@@ -363,8 +367,12 @@ func (p Policy) check() (Policy, []error) {
 			errs = append(errs, fmt.Errorf("alicaptcha: Config.Policy[%q]: "+format, append([]any{c}, args...)...))
 		}
 		passed, verdict := c.Verdict()
+		if c == Exempted {
+			fault("a Policy has no say in what Mode or ModeFunc exempts")
+			continue
+		}
 		if !c.Known() && !verdict {
-			fault("not a code of this package, nor T or F and three digits")
+			fault("not a code of this package, and not T or F and three digits")
 			continue
 		}
 		if a.Status != 0 && (a.Status < 400 || a.Status > 599) {
@@ -379,9 +387,8 @@ func (p Policy) check() (Policy, []error) {
 			fault("Limit without Allow has no effect")
 		case passed:
 			fault("Limit on a T code: the service's own pass is not bounded")
-		case isNil(a.Limit):
-			a.Limit = never{}
-			checked[c] = a
+		case isNil(a.Limit) || a.Limit == never{}:
+			fault("Limit is a nil Limiter, which would let nobody in")
 		}
 		if a.Allow {
 			codes[c].open.check(a.Limit, fault)

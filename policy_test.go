@@ -214,9 +214,10 @@ func TestOpening(t *testing.T) {
 			isT := row.code[0] == 'T'
 			closed := slices.Contains(never, row.code) || slices.Contains(bounded, row.code)
 			require.Equal(t, closed, create(alicaptcha.Allow()) != nil)
-			for _, limiter := range []alicaptcha.Limiter{rate.NewLimiter(1, 1), nil, (*rate.Limiter)(nil)} {
-				require.Equal(t, slices.Contains(never, row.code) || isT, create(alicaptcha.AllowAtMost(limiter)) != nil)
-			}
+			bound := create(alicaptcha.AllowAtMost(rate.NewLimiter(1, 1)))
+			require.Equal(t, slices.Contains(never, row.code) || isT, bound != nil)
+			require.Error(t, create(alicaptcha.AllowAtMost(nil)))
+			require.Error(t, create(alicaptcha.AllowAtMost((*rate.Limiter)(nil))))
 			if slices.Contains(never, row.code) || isT {
 				return
 			}
@@ -241,18 +242,6 @@ func TestOpening(t *testing.T) {
 				require.Equal(t, row.reason, o.Action.Reason)
 				require.Equal(t, row.retryAfter, o.Action.RetryAfter)
 				require.False(t, o.Action.Allow)
-			}
-
-			for _, none := range []alicaptcha.Limiter{nil, (*rate.Limiter)(nil)} {
-				for _, action := range []alicaptcha.Action{alicaptcha.AllowAtMost(none), {Allow: true, Limit: none}} {
-					if action.Limit == nil {
-						continue // that is Allow
-					}
-					verifier, r := ending(row.code)
-					tr := try(t, alicaptcha.Config{Verifier: verifier, Policy: alicaptcha.Policy{row.code: action}}, r)
-					require.False(t, tr.called, "a nil Limiter allows nothing")
-					require.Equal(t, row.status, tr.Code)
-				}
 			}
 		})
 	}
@@ -340,8 +329,6 @@ func TestValuesAsVerifiersAndLimiters(t *testing.T) {
 			{mapLimiter{"all": true}, true},
 			{mapLimiter{}, false},
 			{funcLimiter(func() bool { return true }), true},
-			{mapLimiter(nil), false},
-			{funcLimiter(nil), false}, // which would panic
 		} {
 			for _, a := range []alicaptcha.Action{alicaptcha.AllowAtMost(row.limiter), {Allow: true, Limit: row.limiter}} {
 				policy := alicaptcha.Policy{alicaptcha.ServiceTimeout: a}
@@ -351,6 +338,15 @@ func TestValuesAsVerifiersAndLimiters(t *testing.T) {
 				require.Equal(t, row.allows, o.Allowed, "%T", row.limiter)
 				require.NotContains(t, tr.log.String(), "panicked")
 			}
+		}
+	}
+	for _, limiter := range []alicaptcha.Limiter{mapLimiter(nil), funcLimiter(nil), (*rate.Limiter)(nil), nil} {
+		a := alicaptcha.AllowAtMost(limiter)
+		for _, a := range []alicaptcha.Action{a, {Allow: true, Limit: limiter}} {
+			_, err := alicaptcha.New(alicaptcha.Config{
+				Verifier: breaker, SceneID: "login", Policy: alicaptcha.Policy{alicaptcha.ServiceTimeout: a},
+			})
+			require.Error(t, err, "%T", limiter)
 		}
 	}
 	tr := try(t, alicaptcha.Config{Verifier: structVerifier{}}, loginRequest())

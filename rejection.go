@@ -1,10 +1,12 @@
 package alicaptcha
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"html"
 	"iter"
+	"net"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -14,15 +16,69 @@ import (
 	"golang.org/x/text/language"
 )
 
-// A problem is the body of a rejection, as in RFC 9457. With the type
-// about:blank the title is the status's own.
-type problem struct {
-	Type   string `json:"type"`
-	Title  string `json:"title"`
-	Status int    `json:"status"`
-	Detail string `json:"detail"`
-	Reason string `json:"reason"`
-	Retry  bool   `json:"retry"`
+// A Problem is what the client is told about a rejection. Its JSON is the body of
+// application/problem+json (RFC 9457) with the members reason and retry, and its
+// texts are in the language that the request prefers. None of it depends on the
+// service's verdict beyond what the Action says.
+type Problem struct {
+	Type     string `json:"type"`               // always "about:blank": Title is the status's own
+	Title    string `json:"title"`              // the text of Status
+	Status   int    `json:"status"`             // 400 to 599
+	Detail   string `json:"detail"`             // what happened and what helps, for a person to read
+	Instance string `json:"instance,omitempty"` // Outcome.Reference, as urn:uuid:…
+	Reason   string `json:"reason"`             // Action.Reason
+	Retry    bool   `json:"retry"`              // Action.Retry
+
+	RetryAfter time.Duration `json:"-"` // Action.RetryAfter in whole seconds, rounded up
+	Language   string        `json:"-"` // of Detail: "en" or "zh-CN"
+}
+
+// NewProblem returns what [WriteRejection] would tell the client of r about the
+// rejection of o, for an OnReject that writes an answer of its own. What o.Action
+// leaves out, or all of it, is the default for o.Code.
+func NewProblem(r *http.Request, o Outcome) Problem {
+	a := o.rejection()
+	if a.Status < 400 || a.Status > 599 {
+		a.Status = http.StatusForbidden
+	}
+	p := Problem{
+		Type: "about:blank", Title: http.StatusText(a.Status), Status: a.Status, Reason: a.Reason, Retry: a.Retry,
+		RetryAfter: max(a.RetryAfter+time.Second-1, 0).Truncate(time.Second), Language: "en",
+	}
+	if p.Title == "" {
+		p.Title = "Rejected"
+	}
+	if o.Reference != "" {
+		p.Instance = instancePrefix + o.Reference
+	}
+	if prefersChinese(r.Header.Values("Accept-Language")) {
+		p.Language = "zh-CN"
+	}
+	p.Detail = p.wording().detail(a, int64(p.RetryAfter/time.Second))
+	return p
+}
+
+const instancePrefix = "urn:uuid:"
+
+// SetHeader sets the headers of the rejection in h: Cache-Control, Retry-After if
+// p.RetryAfter is not zero, Captcha-Reference if p.Instance is not empty,
+// Content-Language and X-Content-Type-Options. It adds Accept-Language to Vary, and
+// removes what belongs to another answer: Content-Length, Content-Encoding, ETag and
+// Last-Modified. Content-Type is left to the caller.
+func (p Problem) SetHeader(h http.Header) {
+	for _, name := range []string{"Content-Length", "Content-Encoding", "Etag", "Last-Modified"} {
+		h.Del(name)
+	}
+	h.Set("Cache-Control", "no-store")
+	if p.RetryAfter > 0 {
+		h.Set("Retry-After", strconv.FormatInt(int64(p.RetryAfter/time.Second), 10))
+	}
+	if reference := strings.TrimPrefix(p.Instance, instancePrefix); reference != "" {
+		h.Set("Captcha-Reference", reference)
+	}
+	h.Add("Vary", "Accept-Language")
+	h.Set("Content-Language", p.Language)
+	h.Set("X-Content-Type-Options", "nosniff")
 }
 
 // A wording is what a rejection says to the person who reads it.
@@ -37,6 +93,7 @@ type wording struct {
 	title   string
 	back    string // a link's
 	goBack  string // where there is no link
+	help    string // before the reference
 }
 
 var english = wording{
@@ -53,10 +110,11 @@ var english = wording{
 	later:  "Please try again later.",
 	final:  "Trying again will not help.",
 	space:  " ",
-	script: "The captcha needs JavaScript. Please switch it on.",
+	script: "The captcha needs JavaScript. Please turn it on.",
 	title:  "Captcha",
 	back:   "Go back",
 	goBack: "Please go back to the page before this one.",
+	help:   "If you need help, tell us this:",
 }
 
 var chinese = wording{
@@ -76,67 +134,79 @@ var chinese = wording{
 	title:  "验证码",
 	back:   "返回",
 	goBack: "请返回上一页。",
+	help:   "如需帮助，请提供此编号：",
 }
 
 // languages are those of the wordings, the default one first.
 var languages = language.NewMatcher([]language.Tag{language.English, language.SimplifiedChinese})
 
-// WriteRejection answers r with the rejection of o.Action, as
-// application/problem+json (RFC 9457) with the members reason and retry, or as
-// a plain HTML page where the Accept header prefers text/html, in English or,
-// where Accept-Language prefers it, in Chinese. Neither says what the service
-// said. It sets Cache-Control, Vary and, where the Action has one, Retry-After;
-// a HEAD has no body. For ClientCanceled it writes the status alone: nobody
-// reads more.
+// WriteRejection answers r with the rejection of o: as [Problem] in
+// application/problem+json, or as a plain HTML page if the Accept header prefers
+// text/html. Both are in English, or in Chinese if Accept-Language prefers it, and
+// neither repeats what the service said. The headers are those of
+// [Problem.SetHeader], and Accept is in Vary. A HEAD request gets no body. For
+// ClientCanceled only the status and the headers are written, because nobody reads
+// more.
 //
-// It is what a Config without OnReject uses. It always rejects, also an Outcome
-// that is Allowed; what o.Action leaves out, or all of it, is the default.
+// It is what a Config without OnReject uses. It always rejects, even if o.Allowed is
+// true.
 func WriteRejection(w http.ResponseWriter, r *http.Request, o Outcome) {
-	a := o.rejection()
-	if a.Status < 400 || a.Status > 599 {
-		a.Status = http.StatusForbidden
-	}
+	p := NewProblem(r, o)
 	h := w.Header()
-	for _, name := range []string{"Content-Length", "Content-Encoding", "Etag", "Last-Modified"} {
-		h.Del(name) // of the page that this one replaces
-	}
-	h.Set("Cache-Control", "no-store")
-	seconds := int64(max(a.RetryAfter+time.Second-1, 0) / time.Second)
-	if seconds > 0 {
-		h.Set("Retry-After", strconv.FormatInt(seconds, 10))
-	}
 	if o.Code == ClientCanceled {
-		w.WriteHeader(a.Status)
+		p.SetHeader(h)
+		w.WriteHeader(p.Status)
 		return
 	}
-
-	words, lang := english, "en"
-	if prefersChinese(r.Header.Values("Accept-Language")) {
-		words, lang = chinese, "zh-CN"
-	}
 	h.Add("Vary", "Accept")
-	h.Add("Vary", "Accept-Language")
-	h.Set("Content-Language", lang)
-	h.Set("X-Content-Type-Options", "nosniff")
+	p.SetHeader(h)
 	var body []byte
 	if prefersHTML(r.Header.Values("Accept")) {
 		h.Set("Content-Type", "text/html; charset=utf-8")
-		body = words.page(r, lang, words.detail(a, seconds))
+		body = p.page(r)
 	} else {
 		h.Set("Content-Type", "application/problem+json")
-		title := http.StatusText(a.Status)
-		if title == "" {
-			title = "Rejected"
-		}
-		p := problem{"about:blank", title, a.Status, words.detail(a, seconds), a.Reason, a.Retry}
 		body, _ = json.Marshal(p) // strings, a number and a bool
 		body = append(body, '\n')
 	}
-	w.WriteHeader(a.Status)
+	w.WriteHeader(p.Status)
 	if r.Method != http.MethodHead {
-		w.Write(body) // an error is the client's going away
+		w.Write(body) // an error means that the client has gone away
 	}
 }
+
+// A rejectionWriter is the ResponseWriter that OnReject gets. It knows whether
+// something was written, because net/http sends 200 if nothing is.
+type rejectionWriter struct {
+	http.ResponseWriter
+	isWritten bool
+}
+
+func (w *rejectionWriter) WriteHeader(status int) {
+	w.isWritten = w.isWritten || status >= 200
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *rejectionWriter) Write(p []byte) (int, error) {
+	w.isWritten = true
+	return w.ResponseWriter.Write(p)
+}
+
+// Flush and FlushError send the headers, and Hijack takes the connection.
+func (w *rejectionWriter) Flush() { w.FlushError() }
+
+func (w *rejectionWriter) FlushError() error {
+	w.isWritten = true
+	return http.NewResponseController(w.ResponseWriter).Flush()
+}
+
+func (w *rejectionWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	w.isWritten = true
+	return http.NewResponseController(w.ResponseWriter).Hijack()
+}
+
+// Unwrap is for [http.ResponseController].
+func (w *rejectionWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // rejection returns the complete rejection for o.
 func (o Outcome) rejection() Action {
@@ -148,7 +218,7 @@ func (o Outcome) rejection() Action {
 }
 
 // detail says what happened and what helps.
-func (words wording) detail(a Action, seconds int64) string {
+func (words *wording) detail(a Action, seconds int64) string {
 	detail := words.details[a.Reason]
 	if detail == "" {
 		detail = words.details[reasonRejected]
@@ -164,7 +234,20 @@ func (words wording) detail(a Action, seconds int64) string {
 	return detail + words.space + words.final
 }
 
-func (words wording) page(r *http.Request, lang, detail string) []byte {
+func (p Problem) wording() *wording {
+	if p.Language == "zh-CN" {
+		return &chinese
+	}
+	return &english
+}
+
+// page returns p as an HTML page.
+func (p Problem) page(r *http.Request) []byte {
+	words := p.wording()
+	help := ""
+	if reference := strings.TrimPrefix(p.Instance, instancePrefix); reference != "" {
+		help = "<p><small>" + words.help + "<br>" + html.EscapeString(reference) + "</small></p>\n"
+	}
 	back := "<p>" + words.goBack + "</p>"
 	referer := r.Referer()
 	if len(referer) > maxReferer {
@@ -176,7 +259,7 @@ func (words wording) page(r *http.Request, lang, detail string) []byte {
 		back = `<p><a href="` + html.EscapeString(from.RequestURI()) + `">` + words.back + `</a></p>`
 	}
 	return []byte(`<!DOCTYPE html>
-<html lang="` + lang + `">
+<html lang="` + p.Language + `">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -188,10 +271,10 @@ a { display: inline-block; padding: .5rem 0 }</style>
 <body>
 <main>
 <h1>` + words.title + `</h1>
-<p role="alert">` + html.EscapeString(detail) + `</p>
+<p role="alert">` + html.EscapeString(p.Detail) + `</p>
 <noscript><p>` + words.script + `</p></noscript>
 ` + back + `
-</main>
+` + help + `</main>
 </body>
 </html>
 `)

@@ -2,6 +2,8 @@ package alicaptcha_test
 
 import (
 	"encoding/json"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -395,4 +397,133 @@ func TestWriteRejectionSkipsEmptyElements(t *testing.T) {
 		w := reject(r, alicaptcha.Outcome{Code: alicaptcha.F001})
 		require.Equal(t, "zh-CN", w.Header().Get("Content-Language"), "%q", accept)
 	}
+}
+
+// A JSON shape of one's own has the texts and the headers of the usual rejection.
+func TestNewProblem(t *testing.T) {
+	t.Parallel()
+	r := loginRequest()
+	r.Header.Set("Accept-Language", "zh-CN,zh;q=0.9")
+	o := alicaptcha.Outcome{
+		Code:      alicaptcha.F010,
+		Action:    alicaptcha.Action{Status: 429, Reason: "slow", RetryAfter: 1500 * time.Millisecond},
+		Reference: "0189dd06-1f4a-4c5e-9d1b-1f2a3b4c5d6e",
+	}
+	p := alicaptcha.NewProblem(r, o)
+	require.Equal(t, alicaptcha.Problem{
+		Type: "about:blank", Title: "Too Many Requests", Status: 429, Detail: "验证码未通过。请在 2 秒后重试。",
+		Instance: "urn:uuid:0189dd06-1f4a-4c5e-9d1b-1f2a3b4c5d6e", Reason: "slow",
+		RetryAfter: 2 * time.Second, Language: "zh-CN",
+	}, p)
+	text, err := json.Marshal(p)
+	require.NoError(t, err)
+	require.JSONEq(t, `{"type": "about:blank", "title": "Too Many Requests", "status": 429, "reason": "slow", "retry": false,
+		"detail": "验证码未通过。请在 2 秒后重试。", "instance": "urn:uuid:0189dd06-1f4a-4c5e-9d1b-1f2a3b4c5d6e"}`, string(text))
+
+	h := http.Header{
+		"Content-Length": {"7"}, "Content-Encoding": {"br"}, "Etag": {"x"}, "Last-Modified": {"x"},
+		"Content-Type": {"application/json"}, "Vary": {"Cookie"},
+	}
+	p.SetHeader(h)
+	require.Equal(t, http.Header{
+		"Content-Type": {"application/json"}, "Cache-Control": {"no-store"}, "Retry-After": {"2"},
+		"Captcha-Reference": {"0189dd06-1f4a-4c5e-9d1b-1f2a3b4c5d6e"}, "Content-Language": {"zh-CN"},
+		"Vary": {"Cookie", "Accept-Language"}, "X-Content-Type-Options": {"nosniff"},
+	}, h)
+
+	p = alicaptcha.NewProblem(loginRequest(), alicaptcha.Outcome{Code: alicaptcha.ServiceTimeout, Allowed: true})
+	require.Equal(t, 503, p.Status, "the default where the Outcome has none")
+	require.Equal(t, 5*time.Second, p.RetryAfter)
+	require.Empty(t, p.Instance)
+	h = http.Header{}
+	alicaptcha.NewProblem(loginRequest(), alicaptcha.Outcome{}).SetHeader(h)
+	require.NotContains(t, h, "Captcha-Reference")
+	require.NotContains(t, h, "Retry-After")
+}
+
+// What OnReject leaves unwritten must not become a 200, and what it wrote stays as it is.
+func TestOnRejectThatWritesNothing(t *testing.T) {
+	t.Parallel()
+	for _, row := range []struct {
+		name     string
+		onReject func(http.ResponseWriter)
+		status   int
+		usual    bool
+	}{
+		{"nothing", func(http.ResponseWriter) {}, 403, true},
+		{"a header only", func(w http.ResponseWriter) { w.Header().Set("Content-Type", "text/x") }, 403, true},
+		{"103 only", func(w http.ResponseWriter) { w.WriteHeader(http.StatusEarlyHints) }, 403, true},
+		{"a status", func(w http.ResponseWriter) { w.WriteHeader(418) }, 418, false},
+		{"a body", func(w http.ResponseWriter) { io.WriteString(w, "no") }, 200, false},
+		{"an empty body", func(w http.ResponseWriter) { w.Write(nil) }, 200, false},
+		{"a flush", func(w http.ResponseWriter) { w.(http.Flusher).Flush() }, 200, false},
+		{"a flush by the controller", func(w http.ResponseWriter) {
+			require.NoError(t, http.NewResponseController(w).Flush())
+		}, 200, false},
+		{"a connection taken", func(w http.ResponseWriter) {
+			require.NoError(t, http.NewResponseController(w).SetReadDeadline(time.Now().Add(time.Minute)))
+			conn, _, err := http.NewResponseController(w).Hijack()
+			require.NoError(t, err)
+			io.WriteString(conn, "HTTP/1.1 418 Taken\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+			conn.Close()
+		}, 418, false},
+	} {
+		t.Run(row.name, func(t *testing.T) {
+			t.Parallel()
+			log := new(logbook)
+			m := newMiddleware(t, alicaptcha.Config{
+				Verifier: answering(alicaptcha.Result{Code: alicaptcha.F001}, nil), Logger: slog.New(log),
+				OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) { row.onReject(w) },
+			})
+			server := httptest.NewServer(m.Handler(http.NotFoundHandler()))
+			defer server.Close()
+			answer, err := http.Post(server.URL, "application/json", strings.NewReader(`{"captchaVerifyParam":"x"}`))
+			require.NoError(t, err)
+			defer answer.Body.Close()
+			require.Equal(t, row.status, answer.StatusCode)
+			require.Equal(t, row.usual, answer.Header.Get("Content-Type") == "application/problem+json")
+			require.Equal(t, row.usual, strings.Contains(log.String(), "ERROR captcha: OnReject wrote nothing"))
+		})
+	}
+}
+
+// A rejection has one reference wherever it is seen, and each has another.
+func TestReference(t *testing.T) {
+	t.Parallel()
+	refused := answering(alicaptcha.Result{Code: alicaptcha.F001}, nil)
+	seen := map[string]bool{}
+	for range 100 {
+		tr := try(t, alicaptcha.Config{Verifier: refused}, loginRequest())
+		reference := tr.outcome(t).Reference
+		require.Regexp(t, `^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`, reference)
+		require.Contains(t, tr.Body.String(), `"instance":"urn:uuid:`+reference+`"`)
+		require.Equal(t, reference, tr.Header().Get("Captcha-Reference"))
+		require.Equal(t, 1, strings.Count(tr.log.String(), "captcha.reference="+reference))
+		require.NotContains(t, seen, reference)
+		seen[reference] = true
+	}
+
+	for language, want := range map[string]string{
+		"en": "If you need help, tell us this:", "zh": "如需帮助，请提供此编号：",
+	} {
+		r := loginRequest()
+		r.Header.Set("Accept", "text/html")
+		r.Header.Set("Accept-Language", language)
+		tr := try(t, alicaptcha.Config{Verifier: refused}, r)
+		require.Contains(t, tr.Body.String(), "<small>"+want+"<br>"+tr.outcome(t).Reference+"</small>")
+	}
+
+	var got alicaptcha.Outcome
+	onReject := func(w http.ResponseWriter, _ *http.Request, o alicaptcha.Outcome) {
+		got = o
+		w.WriteHeader(403)
+	}
+	tr := try(t, alicaptcha.Config{Verifier: refused, OnReject: onReject}, loginRequest())
+	require.Equal(t, tr.outcome(t).Reference, got.Reference)
+	require.NotEmpty(t, got.Reference)
+
+	require.Empty(t, try(t, alicaptcha.Config{Verifier: passing()}, loginRequest()).outcome(t).Reference)
+	tr = try(t, alicaptcha.Config{Verifier: refused, Mode: alicaptcha.ReportOnly}, loginRequest())
+	require.NotEmpty(t, tr.outcome(t).Reference)
+	require.NotContains(t, reject(loginRequest(), alicaptcha.Outcome{}).Body.String(), "instance")
 }

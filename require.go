@@ -36,7 +36,7 @@ func Ask(ctx context.Context) (o Outcome, proceed bool) {
 		}
 		return s, s.Allowed
 	}
-	return (*Middleware)(nil).judge(ctx, "", "", nil), false
+	return (*Middleware)(nil).judge(ctx, subject{}), false
 }
 
 // Require is [Ask] for a handler that leaves the rejection to the middleware. If it
@@ -86,10 +86,8 @@ func (s *requestState) require(w http.ResponseWriter, r *http.Request) bool {
 
 // A verification is what one Middleware makes of one request.
 type verification struct {
-	m     *Middleware
-	scene string
-	param string
-	fault *Error       // why there is no param
+	m *Middleware
+	subject
 	state requestState // where the request came to m first; here it costs no allocation
 
 	mu      sync.Mutex // not held during callbacks
@@ -149,8 +147,8 @@ func (v *verification) ask(ctx context.Context) (Outcome, bool) {
 func (v *verification) judge(ctx context.Context) {
 	end := broken
 	defer func() { v.enter(end) }()
-	o := v.m.judge(context.WithValue(ctx, callbackKey{v}, true), v.scene, v.param, v.fault)
-	proceed := o.Allowed || !v.m.zero() && v.m.cfg.ReportOnly
+	o := v.m.judge(context.WithValue(ctx, callbackKey{v}, true), v.subject)
+	proceed := o.Allowed || o.Mode == ReportOnly
 	v.mu.Lock()
 	v.outcome, v.proceed = o, proceed
 	v.mu.Unlock()
@@ -217,7 +215,12 @@ func (v *verification) reject(w http.ResponseWriter, r *http.Request) {
 	}
 	inner := r.WithContext(context.WithValue(r.Context(), callbackKey{v}, true))
 	defer handBack(r, inner)
-	v.m.cfg.OnReject(w, inner, o)
+	answer := &rejectionWriter{ResponseWriter: w}
+	v.m.cfg.OnReject(answer, inner, o)
+	if !answer.isWritten {
+		v.m.logUnwritten(r.Context())
+		WriteRejection(w, inner, o)
+	}
 }
 
 // enter begins a stage.

@@ -169,7 +169,7 @@ func TestDeferred(t *testing.T) {
 	t.Run("report only", func(t *testing.T) {
 		m, err := alicaptcha.New(alicaptcha.Config{
 			Verifier: answering(alicaptcha.Result{Code: "F001"}, nil), SceneID: "login",
-			ReportOnly: true, Logger: slog.New(slog.DiscardHandler),
+			Mode: alicaptcha.ReportOnly, Logger: slog.New(slog.DiscardHandler),
 		})
 		require.NoError(t, err)
 		m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -182,13 +182,13 @@ func TestDeferred(t *testing.T) {
 
 func TestRequireUnderHandlerIsTrue(t *testing.T) {
 	t.Parallel()
-	for _, reportOnly := range []bool{false, true} {
+	for _, mode := range []alicaptcha.Mode{alicaptcha.Enforce, alicaptcha.ReportOnly} {
 		verifier := passing()
-		if reportOnly {
+		if mode == alicaptcha.ReportOnly {
 			verifier = answering(alicaptcha.Result{Code: "F001"}, nil)
 		}
 		m, err := alicaptcha.New(alicaptcha.Config{
-			Verifier: verifier, SceneID: "login", ReportOnly: reportOnly, Logger: slog.New(slog.DiscardHandler),
+			Verifier: verifier, SceneID: "login", Mode: mode, Logger: slog.New(slog.DiscardHandler),
 		})
 		require.NoError(t, err)
 		called := false
@@ -240,7 +240,7 @@ func TestRequireSatisfiesEveryGate(t *testing.T) {
 		fromContext  alicaptcha.Code
 		contextScene string
 	}{
-		{"report-only inside", refusing(), alicaptcha.Config{Verifier: refusing(), ReportOnly: true},
+		{"report-only inside", refusing(), alicaptcha.Config{Verifier: refusing(), Mode: alicaptcha.ReportOnly},
 			func(s, t *alicaptcha.Middleware, h http.Handler) http.Handler { return s.Deferred(t.Handler(h)) },
 			false, 403, 1, alicaptcha.F001, "easy"},
 		{"an easier scene inside", refusing(), alicaptcha.Config{Verifier: passing()},
@@ -299,7 +299,7 @@ func TestAsk(t *testing.T) {
 	}{
 		{"passes", alicaptcha.Config{Verifier: passing()}, alicaptcha.T001, true},
 		{"is refused", alicaptcha.Config{Verifier: refused}, alicaptcha.F001, false},
-		{"report only", alicaptcha.Config{Verifier: refused, ReportOnly: true}, alicaptcha.F001, true},
+		{"report only", alicaptcha.Config{Verifier: refused, Mode: alicaptcha.ReportOnly}, alicaptcha.F001, true},
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			m := newMiddleware(t, row.cfg)

@@ -126,7 +126,7 @@ func (e *Error) Unwrap() error {
 // Verifier's to say, or no word of ours, is ServiceUnavailable.
 func classify(asking context.Context, err error) *Error {
 	e, typed := errors.AsType[*Error](err)
-	if e != nil && e.Code != ParamMissing && e.Code != ClientCanceled && e.Code.Known() {
+	if e != nil && e.Code != ParamMissing && e.Code != ClientCanceled && e.Code != Exempted && e.Code.Known() {
 		if _, verdict := e.Code.Verdict(); !verdict {
 			return e
 		}
@@ -148,8 +148,13 @@ func (e safeError) Error() string { return "alicaptcha: " + e.text }
 
 func (e safeError) Unwrap() error { return e.err }
 
-// defaultTimeout bounds a call where nobody has set a bound.
-const defaultTimeout = 5 * time.Second
+// defaultTimeout bounds a call where nobody has set a bound, and minTimeout is the
+// least that may be set: a number without a unit means nanoseconds, and would make
+// every call time out.
+const (
+	defaultTimeout = 5 * time.Second
+	minTimeout     = 100 * time.Millisecond
+)
 
 // enoughTime is what a call must have had for itself, or Timeout if that is less,
 // for its lack of an answer to say something of the service. A client that sends

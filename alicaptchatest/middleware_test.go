@@ -36,7 +36,7 @@ func newMiddleware(t *testing.T, cfg alicaptcha.Config) *alicaptcha.Middleware {
 func TestAssertProtectedByMiddleware(t *testing.T) {
 	t.Parallel()
 	gate := newMiddleware(t, alicaptcha.Config{})
-	reportOnly := newMiddleware(t, alicaptcha.Config{ReportOnly: true})
+	reportOnly := newMiddleware(t, alicaptcha.Config{Mode: alicaptcha.ReportOnly})
 	open := newMiddleware(t, alicaptcha.Config{Policy: alicaptcha.Policy{alicaptcha.ParamMissing: alicaptcha.Allow()}})
 	oddAnswer := newMiddleware(t, alicaptcha.Config{
 		OnReject: func(http.ResponseWriter, *http.Request, alicaptcha.Outcome) {},

@@ -225,7 +225,7 @@ func TestObserve(t *testing.T) {
 		},
 		"let through by ReportOnly": {
 			result:  alicaptcha.Result{Code: alicaptcha.F001},
-			cfg:     alicaptcha.Config{ReportOnly: true},
+			cfg:     alicaptcha.Config{Mode: alicaptcha.ReportOnly},
 			outcome: "alicaptcha.code=F001,alicaptcha.decision=rejected,alicaptcha.scene=login",
 		},
 		"nothing sent": {

@@ -391,7 +391,7 @@ func echo(t *target) error {
 // and on trial: that asks the service once, and lets everybody through.
 func nested(t *target, gate *alicaptcha.Middleware, handle handleFunc) error {
 	trial, err := alicaptcha.New(alicaptcha.Config{
-		Verifier: t.verifier, SceneID: "signup", ReportOnly: true, Logger: quiet,
+		Verifier: t.verifier, SceneID: "signup", Mode: alicaptcha.ReportOnly, Logger: quiet,
 	})
 	if err != nil {
 		return err

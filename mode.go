@@ -1,0 +1,45 @@
+package alicaptcha
+
+import (
+	"net/http"
+	"runtime/debug"
+)
+
+// A Mode says what a [Middleware] does with a request.
+type Mode int
+
+const (
+	// Enforce verifies the param and rejects the request where the Policy says so.
+	Enforce Mode = iota
+
+	// ReportOnly verifies, observes and logs as Enforce does, but lets every request
+	// through. The Outcome of one that Enforce would reject has Allowed false.
+	ReportOnly
+
+	// Exempt lets the request through without a verification. Its Outcome has the
+	// Code Exempted, Allowed true and Verified false.
+	Exempt
+
+	noMode Mode = -1 // lets nobody in
+)
+
+// modeOf returns the Mode for r, or one that lets nobody in if ModeFunc panics.
+func (m *Middleware) modeOf(r *http.Request) (mode Mode) {
+	switch {
+	case m.zero():
+		return Enforce
+	case m.cfg.ModeFunc == nil:
+		return m.cfg.Mode
+	}
+	defer func() {
+		v := recover()
+		if v == http.ErrAbortHandler {
+			panic(v)
+		}
+		if v != nil {
+			m.logPanic(r.Context(), "captcha: ModeFunc panicked", v, debug.Stack())
+			mode = noMode
+		}
+	}()
+	return m.cfg.ModeFunc(r)
+}
