@@ -238,8 +238,8 @@ func ExampleNew_faults() {
 	// Output:
 	// alicaptcha: Config.Verifier is required
 	// alicaptcha: Config.SceneID, SceneIDFunc, AnyScene: exactly one of them must be set
-	// alicaptcha: Config.Policy["service_throttled"]: must not be let through: a client can cause it at will
-	// alicaptcha: Config.Policy["service_timeout"]: must not be let through without a bound: use AllowAtMost
+	// alicaptcha: Config.Policy["service_throttled"]: must not be allowed: a client can cause it at will
+	// alicaptcha: Config.Policy["service_timeout"]: must not be allowed without a bound: use AllowAtMost
 	// alicaptcha: Config.Timeout is 5ns; it must be 0 or at least 100ms
 }
 

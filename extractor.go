@@ -15,19 +15,18 @@ import (
 	"strings"
 )
 
-// An Extractor finds the CaptchaVerifyParam in a request. It returns "" and nil
-// where there is none, and the next Extractor is tried.
+// An Extractor finds the CaptchaVerifyParam in a request. It returns "" and nil if there
+// is none, and the next Extractor is tried. It must be safe for concurrent use.
 //
-// It may read r.Body, up to Config.MaxBodyBytes: the middleware gives the body
-// back, and what the Extractor parsed of it (r.Form and its like) is forgotten.
-// An error ends the search; a *[http.MaxBytesError] anywhere in its chain
-// counts as ParamTooLarge, any other as ParamMalformed. It must be safe for
-// concurrent use.
+// It may read r.Body, up to Config.MaxBodyBytes. The middleware then restores the body,
+// and discards what the Extractor parsed, such as r.Form. An error ends the search: with
+// a *[http.MaxBytesError] in its chain the request ends as ParamTooLarge, otherwise as
+// ParamMalformed.
 type Extractor func(r *http.Request) (string, error)
 
-// DefaultExtractors returns what a Config without Extractors uses: the header
-// Captcha-Verify-Param, then the body's captchaVerifyParam or
-// CaptchaVerifyParam.
+// DefaultExtractors returns the Extractors of a Config that has none: the header
+// Captcha-Verify-Param, then the field captchaVerifyParam or CaptchaVerifyParam of the
+// body.
 func DefaultExtractors() []Extractor {
 	return []Extractor{
 		FromHeader("Captcha-Verify-Param"),
@@ -35,13 +34,13 @@ func DefaultExtractors() []Extractor {
 	}
 }
 
-// FromHeader finds the param in the first header of that name. A long (V2)
-// param does not fit a header on many proxies; a body is the place for it.
+// FromHeader returns an Extractor that takes the param from the first header of that
+// name. Many proxies refuse headers as long as a V2 param, which belongs in a body.
 //
-// It panics if name is not a possible name of a header.
+// It panics if name is not a valid header name.
 func FromHeader(name string) Extractor {
 	if name == "" || strings.ContainsFunc(name, notInToken) {
-		panic("alicaptcha: FromHeader: " + strconv.Quote(name) + " is not the name of a header")
+		panic("alicaptcha: FromHeader: " + strconv.Quote(name) + " is not a valid header name")
 	}
 	here := &place{header: name}
 	return func(r *http.Request) (string, error) {
@@ -50,21 +49,22 @@ func FromHeader(name string) Extractor {
 	}
 }
 
-// notInToken reports a rune that stands in no token of RFC 9110, section 5.6.2.
+// notInToken reports whether r cannot be in a token of RFC 9110, section 5.6.2.
 func notInToken(r rune) bool {
 	isAlphanumeric := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 	return !isAlphanumeric && !strings.ContainsRune("!#$%&'*+-.^_`|~", r)
 }
 
-// FromForm finds the param in a body of type application/x-www-form-urlencoded
-// or multipart/form-data; in any other it finds nothing. It never looks at the
-// URL's query, which ends up in logs.
+// FromForm returns an Extractor that takes the param from a body of type
+// application/x-www-form-urlencoded or multipart/form-data. It finds nothing in other
+// bodies or in the URL's query, which ends up in logs.
 //
-// Of several fields the first in the body that is not empty wins. A file is not
-// a field; in a multipart body the field must stand before large files, see
-// Config.MaxBodyBytes. A form that somebody has parsed before counts too.
+// Of several fields it takes the first in the body that is not empty. A file is not a
+// field. In a multipart body put the field before any file: only the first
+// Config.MaxBodyBytes are searched. If the form was parsed before, the parsed form is
+// searched.
 //
-// It panics without a field, and on an empty one.
+// It panics if fields is empty or contains an empty string.
 func FromForm(fields ...string) Extractor {
 	fields = checkFields("FromForm", fields)
 	here := &place{fields: fields, form: true}
@@ -74,18 +74,18 @@ func FromForm(fields ...string) Extractor {
 	}
 }
 
-// FromJSON finds the param in a body of type application/json or
-// application/*+json; in any other it finds nothing. A field is the name of a
-// member of the object that the body is, in just that case; one that begins
-// with "/" is a JSON Pointer (RFC 6901) into the body.
+// FromJSON returns an Extractor that takes the param from a body of type
+// application/json or application/*+json. It finds nothing in other bodies. A field is
+// the name of a member of the top-level object, and its case matters. A field that
+// begins with "/" is a JSON Pointer (RFC 6901).
 //
-// Of several fields the first in the body that is not empty wins, of a repeated
-// one its first. A value that is no string (null too), and a body that is not
-// strict JSON (RFC 8259) as far as it is read, is an error. What follows the
-// field is not looked at.
+// Of several fields it takes the first in the body that is not empty. If a name occurs
+// twice, the first counts. A value that is not a string is an error, even null, and so
+// is a body that is not strict JSON (RFC 8259) up to the field. What follows the field
+// is not examined.
 //
-// It panics without a field, on an empty one, on one that is not UTF-8, and on
-// a pointer with a "~" that is neither "~0" nor "~1".
+// It panics if fields is empty, or contains an empty string, a string that is not valid
+// UTF-8, or a pointer with a "~" that is not followed by "0" or "1".
 func FromJSON(fields ...string) Extractor {
 	paths := checkPaths("FromJSON", fields)
 	here := &place{fields: slices.Clone(fields), json: true}
@@ -98,10 +98,10 @@ func FromJSON(fields ...string) Extractor {
 	}
 }
 
-// FromBody finds the param as [FromForm] or [FromJSON] does, by the body's
-// Content-Type. In a form a field that begins with "/" is just a name.
+// FromBody returns an Extractor that works as [FromForm] or [FromJSON] does, depending on
+// the body's Content-Type. In a form, a field that begins with "/" is an ordinary name.
 //
-// It panics where one of the two does.
+// It panics if one of the two would.
 func FromBody(fields ...string) Extractor {
 	fields = checkFields("FromBody", fields)
 	paths := checkPaths("FromBody", fields)
@@ -118,14 +118,14 @@ func FromBody(fields ...string) Extractor {
 
 func checkFields(function string, fields []string) []string {
 	if len(fields) == 0 || slices.Contains(fields, "") {
-		panic("alicaptcha: " + function + ": no field, or an empty one")
+		panic("alicaptcha: " + function + ": fields is empty or contains an empty string")
 	}
 	return slices.Clone(fields)
 }
 
-// The longest Content-Type of a multipart body, whose boundary has 70 bytes at most
-// (RFC 2046, section 5.1.1), and Content-Disposition of a part, whose file's name may
-// have 255 and three times as many where they are escaped. For longer ones
+// The longest Content-Type of a multipart body, whose boundary has at most 70 bytes
+// (RFC 2046, section 5.1.1), and the longest Content-Disposition of a part, whose file
+// name may have 255 bytes, or three times as many if they are escaped. For longer ones
 // mime.ParseMediaType takes more than linear time, and 90 times their memory.
 const (
 	maxContentType = 512
@@ -153,8 +153,8 @@ var (
 	errValue   = safeError{text: "the field is not a string"}
 )
 
-// bodyError returns what an Extractor tells of err: a parser's own text would
-// quote the body.
+// bodyError returns what an Extractor returns for err. The text of a parser's own error
+// would quote the body.
 func bodyError(err error) error {
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return tooLarge
@@ -162,8 +162,8 @@ func bodyError(err error) error {
 	return errBody
 }
 
-// plainBody returns r's body, or an error where it is compressed: unpacking it
-// for anybody who asks is how bombs go off.
+// plainBody returns r's body, or an error if it is compressed. It is not decompressed,
+// because a small body can expand to a huge one.
 func plainBody(r *http.Request) (io.Reader, error) {
 	for _, encoding := range r.Header["Content-Encoding"] {
 		if encoding != "" && !strings.EqualFold(encoding, "identity") {
@@ -176,9 +176,9 @@ func plainBody(r *http.Request) (io.Reader, error) {
 	return r.Body, nil
 }
 
-// A parserBody is a body that bounds how many are parsed at once. A flood of bodies
-// that take their time would else keep every call to the service from the processor,
-// and make a healthy service look slow.
+// A parserBody is a body that bounds how many bodies are parsed at the same time.
+// Otherwise a flood of them would keep the calls to the service from the processor, and
+// make a healthy service look slow.
 type parserBody interface {
 	beginParsing()
 	endParsing()
@@ -219,8 +219,8 @@ func fromForm(r *http.Request, kind string, fields []string) (string, error) {
 	return fromURLEncoded(body, fields)
 }
 
-// fromURLEncoded reads pair by pair, as [url.ParseQuery] would, and unescapes
-// only what may be meant.
+// fromURLEncoded reads pair by pair, as [url.ParseQuery] would, and unescapes only what
+// may be the field.
 func fromURLEncoded(body io.Reader, fields []string) (string, error) {
 	in := bufio.NewReaderSize(body, 1024)
 	for {
@@ -232,7 +232,7 @@ func fromURLEncoded(body io.Reader, fields []string) (string, error) {
 			pair = append(pair, rest...)
 		}
 		if err != nil && err != io.EOF {
-			return "", bodyError(err) // a pair that was cut short is none
+			return "", bodyError(err) // a pair that was cut off does not count
 		}
 		pair = bytes.TrimSuffix(pair, []byte("&"))
 		name, value, _ := bytes.Cut(pair, []byte("="))
@@ -258,8 +258,8 @@ func isField(name []byte, fields []string) bool {
 	return slices.ContainsFunc(fields, func(field string) bool { return field == string(name) })
 }
 
-// fromMultipart does not use r.MultipartReader: after that the handler could
-// not.
+// fromMultipart does not use r.MultipartReader, because the handler could not use it
+// again.
 func fromMultipart(body io.Reader, contentType string, fields []string) (string, error) {
 	if len(contentType) > maxContentType {
 		return "", errBody
@@ -271,8 +271,8 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 	kept := &errorKeeper{Reader: body, isEmpty: true}
 	parts := multipart.NewReader(kept, params["boundary"])
 	for {
-		// Raw, because a fault in the encoding of a part that is skipped would be
-		// one or none, as the body happens to arrive.
+		// Raw, because whether a fault in the encoding of a skipped part is noticed
+		// would depend on how the body arrives.
 		part, err := parts.NextRawPart()
 		if err == io.EOF || kept.isEmpty {
 			return "", nil
@@ -303,8 +303,8 @@ func fromMultipart(body io.Reader, contentType string, fields []string) (string,
 	}
 }
 
-// An errorKeeper keeps the error of its Reader, because mime/multipart takes a
-// boundary that an error cuts off for a whole one, and drops the error.
+// An errorKeeper keeps the error of its Reader, because mime/multipart drops the error
+// if it cuts off a boundary.
 type errorKeeper struct {
 	io.Reader
 	err     error // not io.EOF

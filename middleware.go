@@ -1,10 +1,11 @@
 // Package alicaptcha puts Alibaba Cloud CAPTCHA 2.0 in front of an
 // [http.Handler].
 //
-// A [Middleware] takes the CaptchaVerifyParam that the page's widget made from a
-// header, a form or a JSON body, asks the service for its verdict through a
-// [Verifier] (a [Client], usually), and by a [Policy] either passes the request
-// on, with the [Outcome] in its context, or rejects it:
+// A [Middleware] takes the CaptchaVerifyParam, in short the param, from a header, a
+// form or a JSON body. The page's widget made it when its user solved the challenge.
+// The Middleware asks the service for its verdict through a [Verifier], usually a
+// [Client]. Then it either passes the request on, with the [Outcome] in its context,
+// or rejects it, as a [Policy] says:
 //
 //	client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{Region: alicaptcha.International})
 //	…
@@ -12,9 +13,14 @@
 //	…
 //	mux.Handle("POST /login", captcha.Handler(login))
 //
-// It fails closed. Without a verdict of the service nobody passes, unless the
-// Policy says so; and [New] refuses a Policy that opens junk, replays, floods or
-// hang-ups, or an outage without a bound.
+// It fails closed on junk params, outages and misconfiguration. A request without a
+// verdict of the service is let through only if the Policy says so, and [New] refuses
+// a Policy that lets through what a client can cause at will, or that lets through
+// requests in an outage without a bound.
+//
+// Terms: a scene is a challenge that is configured in the service's console, and has
+// a scene ID. V2 and V3 are the service's two generations of integration; their params
+// differ in form and length and are verified in the same way.
 package alicaptcha
 
 import (
@@ -37,70 +43,78 @@ import (
 )
 
 // Config configures [New]. Verifier and one of SceneID, SceneIDFunc and AnyScene
-// are required. Its functions must be safe for concurrent use.
+// are required. The functions must be safe for concurrent use.
 type Config struct {
-	// Verifier is asked for the verdicts.
+	// Verifier returns the verdict on a param. Gates may share one.
 	Verifier Verifier
 
-	// SceneID is the scene that the param must be of. It comes from the
-	// console and is the one that the page's widget has.
+	// SceneID is the ID of the scene that the param must be of. It is shown in the
+	// console, and the page's widget must be given the same one.
 	SceneID string
 
-	// SceneIDFunc returns the SceneID for a request, from what the server
-	// knows of it, such as its route. It gets the request as it came to the
-	// gate, before the body is read, under Deferred too. It must not read the body, nor believe the client. An empty one
-	// ends the request as Misconfigured.
+	// SceneIDFunc returns the scene ID for a request. It is called with the request
+	// as it arrives, before the body is read, and may use what the server knows of
+	// it, such as its route. It must not read the body or trust client input. If it
+	// returns an empty string, the request ends as Misconfigured.
 	SceneIDFunc func(*http.Request) string
 
-	// AnyScene accepts a param of any scene of the account. A bot may then
-	// solve the easiest one.
+	// AnyScene accepts a param of any scene of the account. A bot can then choose
+	// the scene that is easiest to solve.
 	AnyScene bool
 
-	// Extractors are tried in order, and the first that finds something wins.
-	// If nil, they are DefaultExtractors.
+	// Extractors find the param. They are tried in order until one finds something.
+	// Nil means DefaultExtractors.
 	Extractors []Extractor
 
-	// Policy holds what differs from DefaultPolicy.
+	// Policy overrides DefaultPolicy for the codes that it holds.
 	Policy Policy
 
-	// OnReject writes a rejection; if it wrote nothing, net/http would send 200.
-	// If nil, it is WriteRejection. It is not called for ClientCanceled. If it
-	// calls a handler, it should pass on the request that it was given: a gate
-	// or Require there writes the usual rejection. With another request they
-	// wait, for two seconds more than Timeout.
+	// OnReject writes the answer to a rejected request. Nil means WriteRejection,
+	// which is also used if OnReject writes nothing. It is not called for
+	// ClientCanceled. [NewProblem] gives it the texts and headers of the usual
+	// answer.
+	//
+	// If it calls a handler, it should pass on the request that it was given. A gate
+	// or Require in that handler then writes the usual rejection. With another
+	// request they wait for the first rejection, for at most Timeout and 2 seconds.
 	OnReject func(http.ResponseWriter, *http.Request, Outcome)
 
-	// Observe, if not nil, is called once for each Outcome, before the handler
-	// or the rejection. The context is the request's, in which FromContext does
-	// not find the Outcome yet, and Ask and Require return false.
+	// Observe, if not nil, is called once for each Outcome, before the handler or
+	// the rejection. Its context is the request's, but FromContext does not find the
+	// Outcome in it yet, and Ask and Require return false.
 	Observe func(context.Context, Outcome)
 
-	// Logger gets passes at debug, rejections at info, and what the operator
-	// should see at warn and error. If nil, it is slog.Default.
+	// Logger receives a line for each Outcome: passes and exempt requests at debug,
+	// rejections at info, and what the operator should see at warn and error. Of the
+	// latter only the first in a minute for each Code has its level, with the number
+	// of such lines since the last one in captcha.count; the others are at info. The
+	// context of a line is the request's. Nil means slog.Default.
 	Logger *slog.Logger
 
-	// Timeout bounds the whole call to the service. If zero, it is 5 s. A
-	// deadline of the request's own that is earlier bounds it too. A call that
-	// had at least a second (or Timeout, if that is less) and no answer ends as
-	// ServiceTimeout; one that was left less of the request's deadline ends as
+	// Timeout bounds a call to the service. Zero means 5 seconds; New refuses less
+	// than 100 milliseconds.
+	//
+	// An earlier deadline of the request's context bounds the call too. A call that
+	// gets no answer although it had at least a second, or Timeout if that is less,
+	// ends as ServiceTimeout. One that the request's deadline left less ends as
 	// Overloaded. A client that hangs up does not end the call.
 	Timeout time.Duration
 
-	// MaxParamBytes bounds the param. If zero, it is 32 KiB; the longest that
-	// was seen of the service has 28 KB.
+	// MaxParamBytes bounds the length of the param. Zero means 32 KiB. The longest
+	// param that was seen of the service has 28 KB.
 	MaxParamBytes int
 
-	// MaxBodyBytes bounds how far extractors may read into a body. It does not
-	// bound the body that the handler reads. If zero, it is 128 KiB; a param
-	// grows up to sixfold where it is escaped.
+	// MaxBodyBytes bounds how far Extractors may read into a body. It does not bound
+	// the body that the handler reads. Zero means 128 KiB, because a param may grow
+	// up to sixfold if it is escaped.
 	MaxBodyBytes int
 
-	// MaxConcurrent bounds the verifications at once: at the bound a request
-	// ends as Overloaded without waiting. It also bounds how many requests at
-	// once wait for Limiters. If zero, it is 256.
+	// MaxConcurrent bounds the number of verifications at the same time. A request
+	// beyond it ends as Overloaded at once. It also bounds how many requests wait for
+	// Limiters at the same time. Zero means 256.
 	MaxConcurrent int
 
-	// Mode says what is done with requests. The zero value is Enforce.
+	// Mode says what is done with every request. The zero value is Enforce.
 	Mode Mode
 
 	// ModeFunc returns the Mode of a request. At most one of Mode and ModeFunc may
@@ -112,11 +126,11 @@ type Config struct {
 	// another value than the three Modes, the request is rejected as Misconfigured.
 	ModeFunc func(*http.Request) Mode
 
-	_ [0]func() // fields by name only
+	_ [0]func() // requires field names in literals, and forbids comparison
 }
 
 // A Middleware is a gate in front of handlers. It is immutable and safe for
-// concurrent use. A nil or zero Middleware rejects everything.
+// concurrent use. A nil or zero Middleware rejects every request.
 type Middleware struct {
 	cfg      Config
 	slots    chan struct{} // one taken for each verification under way
@@ -130,9 +144,8 @@ type Middleware struct {
 	_ [0]func()
 }
 
-// New returns a Middleware, or an error that joins every fault of cfg, each
-// naming its field. Changing cfg afterwards, its Policy and Extractors
-// included, changes nothing.
+// New returns a Middleware, or an error that joins all faults of cfg, each of which
+// names its field. Later changes to cfg, its Policy and its Extractors have no effect.
 func New(cfg Config) (*Middleware, error) {
 	cfg, errs := cfg.complete()
 	if errs != nil {
@@ -154,7 +167,7 @@ func New(cfg Config) (*Middleware, error) {
 	return m, nil
 }
 
-// complete returns a copy of cfg with the defaults in place, and every fault of cfg.
+// complete returns a copy of cfg with the defaults set, and all faults of cfg.
 func (cfg Config) complete() (Config, []error) {
 	var errs []error
 	fault := func(text string) { errs = append(errs, errors.New("alicaptcha: Config."+text)) }
@@ -220,27 +233,29 @@ func (cfg Config) checkScene(fault func(text string)) {
 	}
 }
 
-// zero reports a Middleware that New did not make.
+// zero reports whether m was not made by New.
 func (m *Middleware) zero() bool { return m == nil || m.slots == nil }
 
-// Handler returns a handler that calls next only for requests that pass.
-// FromContext finds the Outcome in the request that next gets, whose body is
-// whole. Every method is gated, GET and OPTIONS too: wrap the routes that need
-// it, and put CORS outside.
+// Handler returns a handler that calls next only for requests that pass. FromContext
+// finds the Outcome in the context of the request that next gets, and its body is
+// whole. Every method is gated, including GET and OPTIONS: wrap only the routes that
+// need it, and put CORS outside.
 //
-// A request that comes to the same Middleware again, by Handler or by Deferred, and
-// for the same scene is not verified a second time: its Outcome holds.
+// A request that reaches the same Middleware again, through Handler or Deferred and
+// for the same scene, is not verified a second time: its first Outcome holds.
 //
-// It panics if next is nil.
+// Handler panics if next is nil.
 func (m *Middleware) Handler(next http.Handler) http.Handler { return m.wrap(next, false) }
 
-// Deferred returns a handler that calls next for every request, and leaves it
-// to next to call [Require] or [Ask]: after its own cheap checks, say, or only after
-// a failed login. Extractors run before next, so that it gets its body whole.
-// Until Require next serves anybody: it should put an [http.MaxBytesReader]
-// around r.Body before it parses a form.
+// Deferred returns a handler that calls next for every request. To validate input
+// before a param is spent, or to ask for a captcha only after a failed login, next
+// calls [Require] or [Ask] when it is ready. The Extractors run before next, which
+// gets the body whole.
 //
-// It panics if next is nil.
+// Until it calls Require, next serves anybody. It should put an
+// [http.MaxBytesReader] around r.Body before it parses a form.
+//
+// Deferred panics if next is nil.
 func (m *Middleware) Deferred(next http.Handler) http.Handler { return m.wrap(next, true) }
 
 func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
@@ -271,39 +286,25 @@ func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 	})
 }
 
-// handBack gives r the MultipartForm of its copy, because the server removes the
-// temporary files of the request that it knows.
+// handBack gives r the MultipartForm of its copy, because the server removes only the
+// temporary files of the request that it made.
 func handBack(r, inner *http.Request) {
 	if r.MultipartForm == nil {
 		r.MultipartForm = inner.MultipartForm
 	}
 }
 
-// Check verifies r and returns the Outcome, for callers who have no use for a
-// handler; whether Outcome.Allowed is heeded is up to them, also with
-// ReportOnly. The body of r stays readable: r.Body may be replaced.
+// Check verifies r and returns its Outcome, for callers without a handler. It writes
+// nothing: the caller rejects the request if Outcome.Allowed is false, unless
+// Outcome.Mode is ReportOnly. The body of r stays readable; r.Body may be replaced.
 func (m *Middleware) Check(r *http.Request) Outcome {
 	s := m.subject(r, m.sceneOf(r))
 	s.param, s.fault = m.extract(r, s.mode)
 	return m.judge(r.Context(), s)
 }
 
-// A subject is what there is of a request to judge.
-type subject struct {
-	method, route string // for the log
-	scene         string
-	mode          Mode
-	param         string
-	fault         *Error // why there is no param
-}
-
-// subject returns what there is to judge of r before its param is looked for.
-func (m *Middleware) subject(r *http.Request, scene string) subject {
-	return subject{method: r.Method, route: r.Pattern, scene: scene, mode: m.modeOf(r)}
-}
-
-// sceneOf returns the scene that the param of r must be of; empty for any, or for
-// none.
+// sceneOf returns the scene that the param of r must be of. It is empty for any scene,
+// and if there is none.
 func (m *Middleware) sceneOf(r *http.Request) string {
 	switch {
 	case m.zero():
@@ -339,21 +340,21 @@ func (m *Middleware) extract(r *http.Request, mode Mode) (string, *Error) {
 	case len(param) > m.cfg.MaxParamBytes:
 		return "", &Error{Code: ParamTooLarge, Err: safeError{text: fmt.Sprintf("the param has %d bytes", len(param))}}
 	case !utf8.ValidString(param):
-		return "", &Error{Code: ParamMalformed, Err: safeError{text: "the param is not UTF-8"}}
+		return "", &Error{Code: ParamMalformed, Err: safeError{text: "the param is not valid UTF-8"}}
 	}
 	return param, nil
 }
 
 var (
-	errNoMiddleware = safeError{text: "no Middleware that New made"}
+	errNoMiddleware = safeError{text: "the Middleware was not made by New"}
 	errNoScene      = safeError{text: "SceneIDFunc returned an empty scene ID"}
 	errNoMode       = safeError{text: "ModeFunc panicked, or returned a Mode that does not exist"}
-	errNoVerdict    = safeError{text: "the Verifier's Result is no verdict"}
+	errNoVerdict    = safeError{text: "the Verifier's Result is not a verdict"}
 	errPanicked     = safeError{text: "the Verifier panicked"}
 )
 
-// callVerifier asks the Verifier. With a fault there is no verdict; mayOpen says
-// whether a Policy may let the request through all the same, which it may for an
+// callVerifier asks the Verifier. If it returns a fault, there is no verdict, and
+// mayOpen says whether a Policy may let the request through all the same: only for an
 // error that the Verifier returned.
 func (m *Middleware) callVerifier(ctx context.Context, req Request) (
 	result Result, took time.Duration, fault *Error, mayOpen bool,
@@ -384,7 +385,7 @@ func (m *Middleware) callVerifier(ctx context.Context, req Request) (
 
 	defer func() { took = time.Since(start) }()
 	result, err := m.cfg.Verifier.Verify(asking, req)
-	// The request's own end comes first, whatever the Verifier says.
+	// The end of the request takes precedence over what the Verifier says.
 	if gone := ended(ctx); gone != nil && (gone.Code == ClientCanceled || tooShort && err != nil) {
 		return Result{}, 0, gone, false
 	}
@@ -399,12 +400,13 @@ func (m *Middleware) callVerifier(ctx context.Context, req Request) (
 }
 
 // callContext returns the context for a call that begins at start, and whether the
-// deadline that the request brought along leaves it too little time.
+// request's own deadline leaves it too little time.
 //
-// A client that hangs up does not end the call, which would cost a connection each
-// time: it goes on, in its place of MaxConcurrent. Only a deadline ends it, and
-// that is one for the Verifier if it leaves enough time; else it is a cancellation,
-// because a client must not be able to make the service look slow.
+// A client that hangs up does not end the call, because that would cost a connection
+// each time: the call goes on and keeps its place of MaxConcurrent. Only a deadline
+// ends it. If it leaves enough time, the Verifier sees it as a deadline. Otherwise the
+// Verifier sees a cancellation, because a client that sends its body slowly must not
+// be able to make the service look slow.
 func (m *Middleware) callContext(ctx context.Context, start time.Time) (context.Context, context.CancelFunc, bool) {
 	deadline, tooShort := start.Add(m.cfg.Timeout), false
 	if brought, ok := ctx.Deadline(); ok && brought.Before(deadline) {

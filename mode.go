@@ -43,3 +43,17 @@ func (m *Middleware) modeOf(r *http.Request) (mode Mode) {
 	}()
 	return m.cfg.ModeFunc(r)
 }
+
+// A subject is what there is of a request to judge.
+type subject struct {
+	method, route string // for the log
+	scene         string
+	mode          Mode
+	param         string
+	fault         *Error // why there is no param
+}
+
+// subject returns what there is to judge of r before its param is looked for.
+func (m *Middleware) subject(r *http.Request, scene string) subject {
+	return subject{method: r.Method, route: r.Pattern, scene: scene, mode: m.modeOf(r)}
+}

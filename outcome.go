@@ -58,7 +58,7 @@ func (m *Middleware) judge(ctx context.Context, s subject) Outcome {
 		o := Outcome{Code: Misconfigured, Err: &Error{Code: Misconfigured, Err: errNoMiddleware}}
 		o.Action, o.Reference = Policy(nil).action(o.Code, nil), newReference()
 		slog.Default().LogAttrs(ctx, slog.LevelError,
-			"captcha: rejected, because no Middleware that New made stands before the handler",
+			"captcha: rejected, because no Middleware made by New is in front of the handler",
 			slog.String("captcha.code", string(o.Code)), slog.String("captcha.reference", o.Reference))
 		return o
 	}
@@ -256,7 +256,7 @@ func (m *Middleware) log(ctx context.Context, s subject, o Outcome) {
 
 func (m *Middleware) logLimiter(ctx context.Context) {
 	if isDue(&m.limiters) {
-		m.logger().LogAttrs(ctx, slog.LevelWarn, "captcha: a Limiter does not answer in time, so nobody is let through by it")
+		m.logger().LogAttrs(ctx, slog.LevelWarn, "captcha: a Limiter did not answer in time, so it lets nobody through")
 	}
 }
 

@@ -125,11 +125,11 @@ func TestLogSaysWhy(t *testing.T) {
 		cause error
 	}{
 		{alicaptcha.Config{Extractors: []alicaptcha.Extractor{alicaptcha.FromHeader("X-Param")}}, oddHeader,
-			"param_malformed: the param is not UTF-8", nil},
+			"param_malformed: the param is not valid UTF-8", nil},
 		{alicaptcha.Config{SceneIDFunc: func(*http.Request) string { return "" }}, loginRequest(),
 			"misconfigured: SceneIDFunc returned an empty scene ID", nil},
 		{alicaptcha.Config{Verifier: contradiction}, loginRequest(),
-			"service_unavailable: the Verifier's Result is no verdict", nil},
+			"service_unavailable: the Verifier's Result is not a verdict", nil},
 		{alicaptcha.Config{Verifier: panicking}, loginRequest(),
 			"service_unavailable: the Verifier panicked", nil},
 		{alicaptcha.Config{}, loginRequest().WithContext(canceled),
@@ -298,7 +298,7 @@ func TestLimiterThatHangs(t *testing.T) {
 		require.EqualValues(t, 4, most.Load())
 		require.EqualValues(t, 296, atOnce.Load())
 		require.EqualValues(t, 4, later.Load())
-		require.Equal(t, 1, strings.Count(log.String(), "a Limiter does not answer in time"), "once a minute")
+		require.Equal(t, 1, strings.Count(log.String(), "a Limiter did not answer in time"), "once a minute")
 		require.False(t, m.Check(loginRequest()).Allowed, "the places are still taken")
 		require.EqualValues(t, 4, inside.Load())
 
@@ -320,9 +320,9 @@ func TestLimiterWithoutAPlace(t *testing.T) {
 			alicaptcha.Config{MaxConcurrent: 1, Logger: slog.New(log)})
 		go m.Check(loginRequest())
 		synctest.Wait()
-		require.NotContains(t, log.String(), "a Limiter does not answer in time")
+		require.NotContains(t, log.String(), "a Limiter did not answer in time")
 		require.False(t, m.Check(loginRequest()).Allowed)
-		require.Contains(t, log.String(), "a Limiter does not answer in time")
+		require.Contains(t, log.String(), "a Limiter did not answer in time")
 	})
 }
 
@@ -406,7 +406,7 @@ func TestLinesThatAreLimited(t *testing.T) {
 				answer = func(context.Context) (alicaptcha.Result, error) { panic("x") }
 				check()
 			}},
-			{"WARN captcha: a Limiter does not answer in time", func() { answer = fails; check() }},
+			{"WARN captcha: a Limiter did not answer in time", func() { answer = fails; check() }},
 		}
 		for minute := range 3 {
 			start := time.Now()

@@ -9,19 +9,25 @@ import (
 	"time"
 )
 
-// A Code says how a verification ended. It is either the service's VerifyCode,
-// which is T (passed) or F (refused) and three digits, or one of the words
-// below for an end without a verdict.
+// A Code says how a verification ended. It is either the service's VerifyCode, which is
+// T (passed) or F (refused) and three digits, or one of the words below for an end
+// without a verdict.
 //
-// The service adds codes from time to time. One that is not listed here is
-// handled by its letter, see [DefaultPolicy].
+// The service adds codes from time to time. A code that is not listed here is handled
+// by its letter; see [DefaultPolicy].
 type Code string
 
 // VerifyCodes of the service, from the documentation of
 // VerifyIntelligentCaptcha.
 const (
 	T001 Code = "T001" // passed
-	T005 Code = "T005" // passed, because the scene is in test mode
+
+	// T005 means that the service passed the param because the scene is in test
+	// mode, in which it passes everybody. It is rejected by default. If a Policy
+	// allows it, for staging, Outcome.Verified is still false: a handler that
+	// demands something else of unverified users demands it of everybody.
+	T005 Code = "T005"
+
 	T006 Code = "T006" // passed by the console's allow-list
 
 	F001 Code = "F001" // failed: suspected attack, or the risk policy
@@ -37,7 +43,7 @@ const (
 	F011 Code = "F011" // too many requests from one device
 	F012 Code = "F012" // the param is of another scene
 	F013 Code = "F013" // the param is incomplete
-	F014 Code = "F014" // never initialised, or more than 20 minutes ago
+	F014 Code = "F014" // never initialized, or more than 20 minutes ago
 	F015 Code = "F015" // the interaction failed
 	F016 Code = "F016" // refused by the console's URL policy
 	F017 Code = "F017" // suspected attack: the protocol or a parameter is anomalous
@@ -53,24 +59,23 @@ const (
 
 // Ends without a verdict.
 const (
-	ParamMissing       Code = "param_missing"       // nothing was sent
-	ParamMalformed     Code = "param_malformed"     // unreadable body, not a string, not UTF-8
-	ParamTooLarge      Code = "param_too_large"     // the param, or what lies before it, is over the limit
-	RequestRefused     Code = "request_refused"     // the service found the request itself wrong (400, 401)
+	ParamMissing       Code = "param_missing"       // no Extractor found a param
+	ParamMalformed     Code = "param_malformed"     // the body is unreadable, or the param is not a UTF-8 string
+	ParamTooLarge      Code = "param_too_large"     // the param, or what precedes it in the body, is over a limit
+	RequestRefused     Code = "request_refused"     // the service refused the request itself (status 400 or 401)
 	ClientCanceled     Code = "client_canceled"     // the client went away
-	ServiceTimeout     Code = "service_timeout"     // no answer in time
-	ServiceUnavailable Code = "service_unavailable" // network, 5xx, an answer that is no verdict, open breaker
-	ServiceThrottled   Code = "service_throttled"   // over the account's limit
-	Misconfigured      Code = "misconfigured"       // credentials, permissions, activation, endpoint, scene
-	Overloaded         Code = "overloaded"          // our own limit, or too little left of the request's own deadline
+	ServiceTimeout     Code = "service_timeout"     // the service did not answer in time
+	ServiceUnavailable Code = "service_unavailable" // network error, 5xx, an invalid answer, or an open Breaker
+	ServiceThrottled   Code = "service_throttled"   // the account's limit was reached
+	Misconfigured      Code = "misconfigured"       // credentials, permissions, activation, endpoint or scene
+	Overloaded         Code = "overloaded"          // a limit here was reached, or the request's deadline is too close
 )
 
-// Exempted is the Code of a request that was let through without a verification,
-// because the Config's Mode or ModeFunc says [Exempt]. A Policy has no say in it.
+// Exempted is the Code of a request that Mode or ModeFunc let through as [Exempt].
 const Exempted Code = "exempted"
 
-// Reasons that a rejected client is told. They are all it is told: the codes
-// behind them would teach a bot's author.
+// Reasons that a rejected client is told. It is told no more, because the codes would
+// help a bot's author.
 const (
 	reasonMissing     = "captcha_missing"
 	reasonInvalid     = "captcha_invalid"
@@ -84,12 +89,12 @@ const (
 type opening int
 
 const (
-	openFreely  opening = iota // the operator's word is enough
-	openLimited                // only with a Limit: the service's outage is the operator's risk
-	openNever                  // junk, a replay, a flood or a hang-up: whoever wants in can cause it at will
+	openFreely  opening = iota
+	openLimited         // only with a Limit: an outage of the service
+	openNever           // junk, a replay, a flood or a hang-up: a client can cause it at will
 )
 
-// codeInfo is what the package knows of one Code.
+// codeInfo is what the package knows about one Code.
 type codeInfo struct {
 	about string // for Description
 	def   Action // the row of DefaultPolicy
@@ -106,7 +111,7 @@ var (
 	actUnavailable = Action{Status: 503, Reason: reasonUnavailable, Retry: true, RetryAfter: 5 * time.Second}
 )
 
-// codes is never written to.
+// codes holds all codes except Exempted. It is never written to.
 var codes = map[Code]codeInfo{
 	T001: {"The service passed the param.", Allow(), openFreely},
 	T005: {
@@ -210,8 +215,8 @@ var codes = map[Code]codeInfo{
 	},
 }
 
-// Description returns one sentence about c for a log or an operator. It is not
-// meant for the client.
+// Description returns one sentence about c for a log or an operator. It must not be
+// shown to clients.
 func (c Code) Description() string {
 	if info, ok := codes[c]; ok {
 		return info.about
@@ -241,16 +246,16 @@ func (c Code) severity() slog.Level {
 	return slog.LevelInfo
 }
 
-// Known reports whether c is one of the constants of this package. The service
-// adds codes from time to time, so a code that is not may still be a verdict.
+// Known reports whether c is one of the constants of this package. A code that is not
+// may still be a verdict, because the service adds codes from time to time.
 func (c Code) Known() bool {
 	_, known := codes[c]
 	return known || c == Exempted
 }
 
-// Verdict reports what c says by its letter: passed is true for T and three digits
-// and false for F and three digits. For any other code, such as those for an end
-// without a verdict, ok is false.
+// Verdict reports the verdict that c stands for. If c is T and three digits, passed is
+// true; if it is F and three digits, passed is false. For any other code, such as
+// those for an end without a verdict, ok is false.
 func (c Code) Verdict() (passed, ok bool) {
 	if len(c) != 4 || c[0] != 'T' && c[0] != 'F' {
 		return false, false
@@ -263,48 +268,51 @@ func (c Code) Verdict() (passed, ok bool) {
 	return c[0] == 'T', true
 }
 
-// An Action is what to do with a request. The zero Action rejects it with
-// status 403.
+// An Action says what to do with a request. The zero Action rejects it with status
+// 403.
 type Action struct {
-	// Allow lets the request through. Where that is not the service's own
-	// verdict, Outcome.Verified stays false.
+	// Allow lets the request through. Outcome.Verified stays false unless the
+	// service passed the param.
 	Allow bool
 
-	// Limit bounds Allow: a request for which it says no gets the default
-	// rejection of its Code. [New] demands one to open ServiceTimeout,
-	// ServiceUnavailable or Misconfigured.
+	// Limit bounds Allow. A request that it does not allow gets the default
+	// rejection for its Code. [New] requires a Limit where Allow is set for
+	// ServiceTimeout, ServiceUnavailable or Misconfigured.
 	Limit Limiter
 
-	// Status is the status of a rejection, 400 to 599. If zero, it is 403.
+	// Status is the HTTP status of a rejection, 400 to 599. Zero means 403.
 	Status int
 
-	// Reason is what the client may know, such as "captcha_rejected". If
-	// empty, it is the default for the Code.
+	// Reason is what the client is told, such as "captcha_rejected". If it is empty,
+	// the default for the Code is used.
 	Reason string
 
-	// Retry tells the page to start a new challenge, because it may succeed.
+	// Retry tells the page that a new challenge may succeed.
 	Retry bool
 
-	// RetryAfter is how long the client should wait. It is sent in whole
-	// seconds, rounded up; if zero, nothing is sent.
+	// RetryAfter is how long the client should wait. It is sent in whole seconds,
+	// rounded up. Zero means that nothing is sent.
 	RetryAfter time.Duration
 }
 
-// A Limiter says whether one more request may be let through now. It must be
-// safe for concurrent use. A *rate.Limiter of golang.org/x/time/rate is one;
-// several replicas can share one that stands on a common store.
-//
-// Allow is called in a goroutine of its own. A request waits a second for its
-// answer and is then rejected, as it is if Allow panics. At most
-// Config.MaxConcurrent calls are under way at once; a request beyond that is
-// rejected without one.
-type Limiter interface{ Allow() bool }
+// A Limiter bounds how many requests a [Policy] lets through. A *rate.Limiter of
+// golang.org/x/time/rate is one, for a single process. Module redisalicaptcha has one
+// that several replicas share.
+type Limiter interface {
+	// Allow reports whether one more request may be let through now. It must be safe
+	// for concurrent use.
+	//
+	// It is called in a goroutine of its own. A request waits a second for it and is
+	// then rejected, as it is if Allow panics. At most Config.MaxConcurrent calls are
+	// under way at the same time; a request beyond that is rejected without a call.
+	Allow() bool
+}
 
 // Allow returns the Action that lets every request through.
 func Allow() Action { return Action{Allow: true} }
 
-// AllowAtMost returns the Action that lets a request through when l says so,
-// and otherwise rejects it as [DefaultPolicy] does. [New] refuses a Policy with a nil
+// AllowAtMost returns the Action that lets a request through if l allows it, and
+// otherwise rejects it as [DefaultPolicy] does. [New] refuses a Policy that has a nil
 // Limiter.
 func AllowAtMost(l Limiter) Action {
 	if isNil(l) {
@@ -313,8 +321,8 @@ func AllowAtMost(l Limiter) Action {
 	return Action{Allow: true, Limit: l}
 }
 
-// Reject returns the Action that rejects with status. The Reason is the
-// default for the Code; Retry and RetryAfter are unset.
+// Reject returns the Action that rejects with status, which is 400 to 599. Its Reason is
+// the default for the Code; Retry and RetryAfter are not set.
 func Reject(status int) Action { return Action{Status: status} }
 
 // never stands for a nil Limiter, since an Action without a Limit has no bound.
@@ -322,18 +330,19 @@ type never struct{}
 
 func (never) Allow() bool { return false }
 
-// A Policy says what to do for each Code. It holds only what differs from
-// [DefaultPolicy].
+// A Policy says what to do for each Code. [DefaultPolicy] holds for codes that it does
+// not have.
 //
-// [New] refuses a Policy that opens a Code which a client can cause at will:
+// [New] refuses a Policy that allows a Code which a client can cause at will:
 // ParamMalformed, ParamTooLarge, RequestRefused, ServiceThrottled, Overloaded,
-// ClientCanceled, F002, F003, F005, F006, F008, F012, F013, F014 and F018. Opening
-// ServiceTimeout, ServiceUnavailable or Misconfigured needs a Limit.
+// ClientCanceled, F002, F003, F005, F006, F008, F012, F013, F014 and F018. It requires
+// a Limit to allow ServiceTimeout, ServiceUnavailable or Misconfigured. A Policy has no
+// say in Exempted.
 type Policy map[Code]Action
 
-// DefaultPolicy returns a new copy of the policy that holds where a
-// Config.Policy is silent. T codes that it does not list are let through, F
-// codes that it does not list are rejected like F001.
+// DefaultPolicy returns a new copy of the policy that holds for codes that Config.Policy
+// does not have. T codes that are not in it are let through, and F codes that are not
+// in it are rejected as F001 is.
 func DefaultPolicy() Policy {
 	p := make(Policy, len(codes))
 	for c, info := range codes {
@@ -342,7 +351,7 @@ func DefaultPolicy() Policy {
 	return p
 }
 
-// byDefault is the row of DefaultPolicy for c, by its letter where there is none.
+// byDefault returns the row of DefaultPolicy for c, or the one for its letter.
 func byDefault(c Code) Action {
 	if info, ok := codes[c]; ok {
 		return info.def
@@ -357,7 +366,7 @@ func byDefault(c Code) Action {
 	}
 }
 
-// check returns a copy of p that action can use, and every fault of p.
+// check returns a copy of p, and all faults of p.
 func (p Policy) check() (Policy, []error) {
 	var errs []error
 	checked := maps.Clone(p)
@@ -386,7 +395,7 @@ func (p Policy) check() (Policy, []error) {
 		case !a.Allow:
 			fault("Limit without Allow has no effect")
 		case passed:
-			fault("Limit on a T code: the service's own pass is not bounded")
+			fault("Limit on a T code: a pass of the service is not bounded")
 		case isNil(a.Limit) || a.Limit == never{}:
 			fault("Limit is a nil Limiter, which would let nobody in")
 		}
@@ -397,19 +406,18 @@ func (p Policy) check() (Policy, []error) {
 	return checked, errs
 }
 
-// check tells fault what is against letting through by limit.
+// check tells fault why o forbids an Action that allows, if it does.
 func (o opening) check(limit Limiter, fault func(format string, args ...any)) {
 	switch {
 	case o == openNever:
-		fault("must not be let through: a client can cause it at will")
+		fault("must not be allowed: a client can cause it at will")
 	case o == openLimited && limit == nil:
-		fault("must not be let through without a bound: use AllowAtMost")
+		fault("must not be allowed without a bound: use AllowAtMost")
 	}
 }
 
-// action returns the Action for c, complete. Where the Policy lets c through, open
-// has the last word: it is called with the Action's Limit, and if it is nil it
-// says no.
+// action returns the complete Action for c. If the Policy allows c, open decides: it is
+// called with the Action's Limit. A nil open allows nothing.
 func (p Policy) action(c Code, open func(Limiter) bool) Action {
 	a, ok := p[c]
 	if !ok {
@@ -421,8 +429,8 @@ func (p Policy) action(c Code, open func(Limiter) bool) Action {
 	return a.rejection(c)
 }
 
-// rejection returns a as a complete rejection for c. An Action that lets through
-// becomes the default rejection.
+// rejection returns a as a complete rejection for c. An Action that allows becomes the
+// default rejection.
 func (a Action) rejection(c Code) Action {
 	def := byDefault(c)
 	if a.Allow {

@@ -85,14 +85,14 @@ func (p Problem) SetHeader(h http.Header) {
 type wording struct {
 	details map[string]string // by reason
 	wait    string            // with the seconds
-	retry   string            // a new challenge may succeed
-	later   string            // it is not the client's doing
-	final   string            // a new challenge will not succeed
+	retry   string            // if a new challenge may succeed
+	later   string            // if the client is not the cause
+	final   string            // if a new challenge will not succeed
 	space   string            // between two sentences
-	script  string            // in a page that a browser without JavaScript got to
+	script  string            // for a browser without JavaScript
 	title   string
-	back    string // a link's
-	goBack  string // where there is no link
+	back    string // the text of the link back
+	goBack  string // if there is no link
 	help    string // before the reference
 }
 
@@ -294,12 +294,11 @@ func prefersHTML(accept []string) bool {
 	return html.weight > max(problem.weight, plain.weight)
 }
 
-// A preference is the weight of a media type: that of the most specific range
-// that it is in.
+// A preference is the weight of a media type, taken from the most specific range that
+// matches it.
 type preference struct{ specific, weight int }
 
-// consider takes the range kind/subtype into account if it holds
-// wantKind/wantSubtype.
+// consider takes the range kind/subtype into account if it matches wantKind/wantSubtype.
 func (p *preference) consider(kind, subtype, wantKind, wantSubtype string, weight int) {
 	specific := 0
 	switch {
@@ -315,10 +314,9 @@ func (p *preference) consider(kind, subtype, wantKind, wantSubtype string, weigh
 	}
 }
 
-// The longest headers that are looked at, in bytes. A browser's Accept and
-// Accept-Language have about half of it. What is longer is as if it were not
-// there: a request must not cost more than its bytes are worth, and over HTTP/2
-// a byte can stand for 4 KB of a header.
+// The longest headers that are examined, in bytes. A browser's Accept and
+// Accept-Language are about half as long. Longer ones are ignored, because over HTTP/2
+// a single byte can stand for 4 KB of a header.
 const (
 	maxAccept         = 512
 	maxAcceptLanguage = 256
@@ -348,8 +346,8 @@ func weighted(values []string, limit int) iter.Seq2[string, int] {
 }
 
 // weightIn returns the weight among the parameters of an element in thousandths:
-// 1000 if there is none, and 0 if it is not of the form that RFC 9110, section
-// 12.4.2, has.
+// 1000 if there is none, and 0 if it does not have the form of RFC 9110, section
+// 12.4.2.
 func weightIn(params string) int {
 	for param := range strings.SplitSeq(params, ";") {
 		if name, value, _ := strings.Cut(strings.TrimSpace(param), "="); strings.EqualFold(name, "q") {
@@ -359,9 +357,8 @@ func weightIn(params string) int {
 	return 1000
 }
 
-// qvalue returns a weight in thousandths. Its form has at most three decimals,
-// and nothing else is read: the exponents that strconv.ParseFloat takes can make
-// it slow.
+// qvalue returns a weight in thousandths. It accepts at most three decimals and nothing
+// else, because strconv.ParseFloat is slow on some of the exponents that it accepts.
 func qvalue(s string) int {
 	whole, decimals, _ := strings.Cut(s, ".")
 	if whole != "0" && whole != "1" || len(decimals) > 3 {
@@ -375,8 +372,8 @@ func qvalue(s string) int {
 }
 
 // prefersChinese reports whether the Accept-Language header prefers Chinese to
-// English. The matcher gets the weights as they were read here, because it would
-// read the client's by strconv.ParseFloat.
+// English. The matcher is given the weights as they were read here, because it would
+// read the client's with strconv.ParseFloat.
 func prefersChinese(acceptLanguage []string) bool {
 	var wanted strings.Builder
 	for tag, weight := range weighted(acceptLanguage, maxAcceptLanguage) {

@@ -51,7 +51,7 @@ func TestNoMiddlewareRejects(t *testing.T) {
 		require.Equal(t, alicaptcha.Misconfigured, o.Code)
 		require.False(t, o.Allowed)
 		require.False(t, o.Verified)
-		require.EqualError(t, o.Err, "alicaptcha: misconfigured: no Middleware that New made")
+		require.EqualError(t, o.Err, "alicaptcha: misconfigured: the Middleware was not made by New")
 	}
 }
 
