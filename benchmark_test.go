@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	captcha "github.com/alibabacloud-go/captcha-20230305/client"
@@ -162,4 +163,78 @@ func BenchmarkClient(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkMode is what a ModeFunc costs beside a Mode, and what an exempt request costs.
+func BenchmarkMode(b *testing.B) {
+	for _, gate := range []struct {
+		name string
+		cfg  alicaptcha.Config
+	}{
+		{"Mode", alicaptcha.Config{}},
+		{"ModeFunc", alicaptcha.Config{ModeFunc: new(switchable).mode}},
+		{"Exempt", alicaptcha.Config{Mode: alicaptcha.Exempt}},
+	} {
+		b.Run(gate.name, func(b *testing.B) {
+			gate.cfg.Verifier, gate.cfg.SceneID = alicaptchatest.Passing(), "login"
+			gate.cfg.Logger = slog.New(slog.DiscardHandler)
+			m, err := alicaptcha.New(gate.cfg)
+			require.NoError(b, err)
+			h := m.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+			r := httptest.NewRequest("POST", "/login", nil)
+			r.Header.Set("Captcha-Verify-Param", param)
+			w := httptest.NewRecorder()
+			b.ReportAllocs()
+			for b.Loop() {
+				h.ServeHTTP(w, r)
+			}
+		})
+	}
+}
+
+// A switchable is a Mode that may change.
+type switchable struct{ now atomic.Int64 }
+
+func (s *switchable) mode(*http.Request) alicaptcha.Mode { return alicaptcha.Mode(s.now.Load()) }
+
+// BenchmarkLog is what the line of a rejection costs in time and in bytes, as JSON.
+func BenchmarkLog(b *testing.B) {
+	for _, code := range []alicaptcha.Code{alicaptcha.F001, alicaptcha.ServiceUnavailable} {
+		for _, name := range []string{"without", "with"} {
+			b.Run(string(code)+"/"+name, func(b *testing.B) {
+				var written counter
+				logger := slog.New(slog.DiscardHandler)
+				if name == "with" {
+					logger = slog.New(slog.NewJSONHandler(&written, nil))
+				}
+				verifier := alicaptchatest.Failing(alicaptcha.ServiceUnavailable)
+				if code == alicaptcha.F001 {
+					result := alicaptcha.Result{
+						Code: code, CertifyID: "0a1b2c3d4e", RequestID: "0A1B2C3D-0000-1111-2222-333344445555",
+					}
+					verifier = alicaptcha.VerifierFunc(
+						func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) { return result, nil })
+				}
+				m, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: "login", Logger: logger})
+				require.NoError(b, err)
+				r := httptest.NewRequest("POST", "/login", nil)
+				r.Header.Set("Captcha-Verify-Param", param)
+				b.ReportAllocs()
+				for b.Loop() {
+					m.Check(r)
+				}
+				if name == "with" {
+					b.ReportMetric(float64(written)/float64(b.N), "log-B/op")
+				}
+			})
+		}
+	}
+}
+
+// A counter counts what is written to it.
+type counter int
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
 }
