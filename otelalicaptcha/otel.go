@@ -52,6 +52,7 @@ const (
 	sceneKey     = attribute.Key("alicaptcha.scene")
 	decisionKey  = attribute.Key("alicaptcha.decision")
 	requestIDKey = attribute.Key("alicaptcha.request_id")
+	referenceKey = attribute.Key("alicaptcha.reference")
 )
 
 // other is the scene, or the code, of what has no series of its own.
@@ -142,12 +143,16 @@ func (t *Telemetry) zero() bool { return t == nil || t.tracer == nil }
 //     constant for is "T_other", "F_other" or "other".
 //   - alicaptcha.scene is one of Config.Scenes, or "other". Where no scene was
 //     asked for, as with AnyScene, there is none.
-//   - alicaptcha.decision is "passed" if the request may go on and the service
-//     has verified it, "opened" if it may go on by the Policy alone, test mode
-//     (T005) included, and "rejected" otherwise. What ReportOnly let through is
-//     "rejected" too: the Outcome is the same.
+//   - alicaptcha.decision is "passed" if the service passed the param, "opened" if
+//     the Policy let the request through unverified, which includes test mode (T005),
+//     "exempt" if the Mode was Exempt, "would_reject" if only ReportOnly let the
+//     request through, and "rejected" otherwise.
 //
-// With n Scenes that makes 41 codes, n+2 scenes and 3 decisions at the most.
+// With n Scenes there are at most 42 codes, n+2 scenes and 5 decisions.
+//
+// The span in ctx, which is the server's if the program makes one around the gate, gets
+// alicaptcha.code, alicaptcha.decision and, if the request was not allowed,
+// alicaptcha.reference, which is Outcome.Reference.
 //
 // Where the service was asked, Outcome.Duration is recorded in
 // alicaptcha.verification.duration: not for a request that ended before that,
@@ -159,12 +164,11 @@ func (t *Telemetry) Observe(ctx context.Context, o alicaptcha.Outcome) {
 		return
 	}
 	code := seriesOf(o.Code)
-	decision := "rejected"
-	switch {
-	case o.Allowed && o.Verified:
-		decision = "passed"
-	case o.Allowed:
-		decision = "opened"
+	decision := decisionOf(o)
+	if span := trace.SpanFromContext(ctx); span.IsRecording() {
+		set(span, codeKey, string(o.Code))
+		set(span, decisionKey, decision)
+		set(span, referenceKey, o.Reference)
 	}
 	attrs := append(make([]attribute.KeyValue, 0, 3), codeKey.String(code), decisionKey.String(decision))
 	if o.SceneID != "" {
@@ -185,6 +189,20 @@ func (t *Telemetry) Observe(ctx context.Context, o alicaptcha.Outcome) {
 	}
 	t.duration.Record(ctx, o.Duration.Seconds(),
 		metric.WithAttributeSet(attribute.NewSet(semconv.ErrorTypeKey.String(code))))
+}
+
+func decisionOf(o alicaptcha.Outcome) string {
+	switch {
+	case o.Code == alicaptcha.Exempted:
+		return "exempt"
+	case o.Allowed && o.Verified:
+		return "passed"
+	case o.Allowed:
+		return "opened"
+	case o.Mode == alicaptcha.ReportOnly:
+		return "would_reject"
+	}
+	return "rejected"
 }
 
 // seriesOf returns c, or its like in the closed set of codes that have series.

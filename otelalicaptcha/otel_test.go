@@ -226,7 +226,12 @@ func TestObserve(t *testing.T) {
 		"let through by ReportOnly": {
 			result:  alicaptcha.Result{Code: alicaptcha.F001},
 			cfg:     alicaptcha.Config{Mode: alicaptcha.ReportOnly},
-			outcome: "alicaptcha.code=F001,alicaptcha.decision=rejected,alicaptcha.scene=login",
+			outcome: "alicaptcha.code=F001,alicaptcha.decision=would_reject,alicaptcha.scene=login",
+		},
+		"exempt": {
+			cfg:      alicaptcha.Config{Mode: alicaptcha.Exempt},
+			outcome:  "alicaptcha.code=exempted,alicaptcha.decision=exempt,alicaptcha.scene=login",
+			duration: "-",
 		},
 		"nothing sent": {
 			request:  newRequest(""),
@@ -318,7 +323,7 @@ func TestDuration(t *testing.T) {
 
 // closed is what a series may have, with the scenes login and signup.
 func closed() map[attribute.Key][]string {
-	known := []string{"T_other", "F_other", "other"}
+	known := []string{"T_other", "F_other", "other", string(alicaptcha.Exempted)}
 	var words []string
 	for c := range alicaptcha.DefaultPolicy() {
 		known = append(known, string(c))
@@ -329,7 +334,7 @@ func closed() map[attribute.Key][]string {
 	return map[attribute.Key][]string{
 		"alicaptcha.code":     known,
 		"alicaptcha.scene":    {"login", "signup", "other"},
-		"alicaptcha.decision": {"passed", "rejected", "opened"},
+		"alicaptcha.decision": {"passed", "rejected", "opened", "exempt", "would_reject"},
 		"error.type":          append(words, "other"),
 	}
 }
@@ -351,7 +356,7 @@ func requireClosed(t *testing.T, r *recorder) (outcomes int64) {
 		outcomes += p.Value
 	}
 	// 38 codes and 3 for the rest; two scenes, one for the rest, and none.
-	require.LessOrEqual(t, len(sum.DataPoints), 41*4*3)
+	require.LessOrEqual(t, len(sum.DataPoints), 42*4*5)
 	if data := r.metric(t, "alicaptcha.verification.duration"); data != nil {
 		points := data.(metricdata.Histogram[float64]).DataPoints
 		for _, p := range points {
