@@ -35,7 +35,9 @@ func extract(
 	if param == "" && err == nil {
 		parsers <- struct{}{}
 		defer func() { <-parsers }()
-		missing = whyMissing(r, rec.places[:rec.placed], rec.buf, rec.err == io.EOF)
+		if n := rec.placed; n <= len(rec.places) { // else what it says may be wrong
+			missing = whyMissing(r, rec.places[:n], rec.buf, rec.err == io.EOF)
+		}
 	}
 	return param, missing, err
 }
@@ -81,7 +83,7 @@ type recording struct {
 	parsers   chan struct{}
 	isParsing bool // one of parsers is taken
 	places    [4]*place
-	placed    int         // how many of places are set
+	placed    int         // how many places were searched, of which places has the first
 	closed    atomic.Bool // a handler may close while it reads, as http.Transport does
 }
 
@@ -149,10 +151,13 @@ func (b *recording) readSource(p []byte) (int, error) {
 
 // searched keeps p for whyMissing.
 func (b *recording) searched(p *place) {
-	if !b.replaying && b.placed < len(b.places) {
-		b.places[b.placed] = p
-		b.placed++
+	if b.replaying {
+		return
 	}
+	if b.placed < len(b.places) {
+		b.places[b.placed] = p
+	}
+	b.placed++
 }
 
 // beginParsing waits until the processor has time for one more parser.

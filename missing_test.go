@@ -120,6 +120,13 @@ func TestWhyTheParamIsMissing(t *testing.T) {
 		})
 	}
 	require.Len(t, texts, 16)
+
+	var many []alicaptcha.Extractor
+	for _, field := range []string{"a", "b", "c", "d", "e"} {
+		many = append(many, alicaptcha.FromForm(field))
+	}
+	tr := try(t, alicaptcha.Config{Verifier: passing(), Extractors: many}, posted(form, "x=1"))
+	require.EqualError(t, tr.outcome(t).Err, "alicaptcha: param_missing", "nothing is said of so many")
 }
 
 // A line about a request has its method and the pattern of its route, and never its URL.
