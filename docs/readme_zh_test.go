@@ -26,21 +26,27 @@ func TestReadmeChinese(t *testing.T) {
 }
 
 var (
-	readmeFact = regexp.MustCompile("`[^`]*`|[A-Z]?[0-9][0-9.]*( (µs|ms|s|kB|MB)\\b)?")
-	readmeLink = strings.NewReplacer("README.zh-CN.md", "README.md",
+	// What a diagram says in words.
+	readmeLabel = regexp.MustCompile(`(?: as|:|alt|else) .*`)
+	readmeFact  = regexp.MustCompile("`[^`]*`|[A-Z]?[0-9][0-9.]*( (µs|ms|s|kB|MB)\\b)?")
+	readmeLink  = strings.NewReplacer("README.zh-CN.md", "README.md",
 		"https://help.aliyun.com/zh/captcha/", "https://www.alibabacloud.com/help/en/captcha/")
 )
 
-// readmeFacts returns the lines of code blocks, then the code and the figures in
+// readmeFacts returns the lines of code blocks, those of diagrams without their
+// labels, then the code and the figures in
 // the cells of each row of a table, then the targets of links without their
 // anchors. The links are sorted, since languages order a sentence differently.
 func readmeFacts(text string) []string {
 	var code, rows, links []string
-	fenced := false
+	fenced, diagram := false, false
 	for line := range strings.Lines(text) {
 		fence := strings.HasPrefix(strings.TrimSpace(line), "```")
 		if fence || fenced {
-			fenced = fenced != fence
+			fenced, diagram = fenced != fence, strings.HasPrefix(line, "```mermaid") || diagram && !fence
+			if diagram {
+				line = readmeLabel.ReplaceAllString(line, "")
+			}
 			code = append(code, line)
 			continue
 		}
@@ -66,11 +72,13 @@ func TestReadmeChineseFaults(t *testing.T) {
 	const english = "# name\n\n[简体中文](README.zh-CN.md)\n\n" +
 		"`name` is [the vendor's](https://www.alibabacloud.com/help/en/captcha/), see [below](#limits)\n" +
 		"and [docs](docs/).\n\n```sh\ngo run .\n\n# more\n```\n\n" +
+		"```mermaid\nA->>B: send\nalt yes\n```\n\n" +
 		"| place | `code` |\n|---|---|\n| first / last | 0.71 / 0.32 |\n| `x`, `y` | 429, `z` |\n" +
 		"| T001 | 6.5 ms / 1.2 s |\n| 6 | [more](docs/) |\n"
 	const chinese = "# name\n\n[English](README.md)\n\n" +
 		"`name` 属于[阿里云](https://help.aliyun.com/zh/captcha/)，见[文档](docs/)和[下文](#限制)。\n\n" +
 		"```sh\ngo run .\n\n# more\n```\n\n" +
+		"```mermaid\nA->>B: 发送\nalt 是\n```\n\n" +
 		"| 位置 | `code` |\n|---|---|\n| 最前 / 最后 | 0.71 / 0.32 |\n| `x`、`y` | 429，`z` |\n" +
 		"| T001 | 6.5 ms / 1.2 s |\n| 6 | [更多](docs/) |\n"
 	require.Equal(t, readmeFacts(english), readmeFacts(chinese))
@@ -86,6 +94,8 @@ func TestReadmeChineseFaults(t *testing.T) {
 		{"```sh", "```go"},
 		{"go run .\n\n", "go run .\n"},
 		{"# more\n", "# less\n"},
+		{"A->>B", "A->>C"},
+		{"```mermaid", "```text"},
 		{"| `code` |", "| `other` |"},
 		{"| 0.71 / 0.32 |", "| 0.32 / 0.71 |"},
 		{"| 0.71 / 0.32 |", "| 0.71 / 0.32 | |"},

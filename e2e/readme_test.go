@@ -3,28 +3,136 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/alicaptcha/alicaptcha"
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 	"github.com/stretchr/testify/require"
 )
 
-// readme returns the README's pieces of a language, in order.
-func readme(t *testing.T, language string) []string {
+// pieces returns the pieces of a document in a language, in order.
+func pieces(t *testing.T, document, language string) []string {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
+	text, err := os.ReadFile("../" + document)
 	require.NoError(t, err)
-	var pieces []string
+	var found []string
 	for _, piece := range regexp.MustCompile("(?s)```"+language+"\n(.*?)```").FindAllStringSubmatch(string(text), -1) {
-		pieces = append(pieces, piece[1])
+		found = append(found, piece[1])
 	}
-	return pieces
+	return found
+}
+
+// Every page and script of the documents is tried below.
+func TestEveryPageIsTried(t *testing.T) {
+	t.Parallel()
+	tried := map[string]int{"README.md": 1, "README.zh-CN.md": 1, "docs/page.md": 1} // the second is like the first
+	for _, pattern := range []string{"*.md", "docs/*.md", "recipes/*.md", ".github/*.md"} {
+		files, err := filepath.Glob("../" + pattern)
+		require.NoError(t, err)
+		require.NotEmpty(t, files)
+		for _, file := range files {
+			document := filepath.ToSlash(strings.TrimPrefix(file, ".."+string(filepath.Separator)))
+			for _, language := range []string{"html", "js"} {
+				require.Len(t, pieces(t, document, language), tried[document], "%s: %s", document, language)
+			}
+		}
+	}
+}
+
+// startReadme runs the README's program with its page, which change may change,
+// on a simulator.
+func startReadme(t *testing.T, w window, change func(page string) string) *person {
+	t.Helper()
+	p := newWindow(t, w)
+	simulator := alicaptchatest.Start(t, alicaptchatest.Config{Scenes: []string{"1a2b3c4d"}})
+	page := pieces(t, "README.md", "html")[0]
+	require.Contains(t, page, "https://o.alicdn.com/captcha-frontend/aliyunCaptcha/")
+	page = strings.Replace(page, "https://o.alicdn.com/captcha-frontend/aliyunCaptcha/", simulator.URL+"/", 1)
+
+	port, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	addr := port.Addr().String()
+	require.NoError(t, port.Close())
+	source := pieces(t, "README.md", "go")[0]
+	require.Contains(t, source, `Addr: ":8080"`)
+	source = strings.Replace(source, `Addr: ":8080"`, fmt.Sprintf("Addr: %q", addr), 1)
+
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "main.go"), []byte(source), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "login.html"), []byte(change(page)), 0o600))
+	out, err := exec.Command("go", "build", "-o", filepath.Join(dir, "login"), filepath.Join(dir, "main.go")).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	site := exec.Command(filepath.Join(dir, "login"))
+	site.Dir = dir
+	site.Env = append(os.Environ(), "CAPTCHA_ENDPOINT="+simulator.URL,
+		"ALIBABA_CLOUD_ACCESS_KEY_ID=test-id", "ALIBABA_CLOUD_ACCESS_KEY_SECRET=test-secret")
+	require.NoError(t, site.Start())
+	t.Cleanup(func() {
+		site.Process.Kill()
+		site.Wait()
+	})
+	p.site, p.simulator = "http://"+addr, simulator.URL
+	require.Eventually(t, func() bool {
+		resp, err := http.Get(p.site)
+		if err == nil {
+			resp.Body.Close()
+		}
+		return err == nil && resp.StatusCode == http.StatusOK
+	}, 20*time.Second, 20*time.Millisecond)
+	return p
+}
+
+// The README's program and its plain form work as they stand there.
+func TestReadmeForm(t *testing.T) {
+	t.Parallel()
+	require.Len(t, pieces(t, "README.md", "html"), 1)
+	p := startReadme(t, window{width: 360}, func(page string) string { return page })
+	p.open("/")
+	p.faults(`{"verifyCode":"F019"}`)
+	p.entersAndSubmits("any")
+	p.drags(1)
+	p.sees("The captcha has expired or was used already. Please solve a new one.")
+	eval[bool](p, `(document.querySelector("a").click(), true)`)
+	p.faults(`{}`)
+	p.entersAndSubmits("any")
+	p.drags(1)
+	p.sees(`user: "alice", verified: true`)
+}
+
+// So does the form that is sent by fetch.
+func TestReadmeFetch(t *testing.T) {
+	t.Parallel()
+	scripts := pieces(t, "README.md", "js")
+	require.Len(t, scripts, 1)
+	p := startReadme(t, window{}, func(page string) string {
+		before, rest, found := strings.Cut(page, "    success(captchaVerifyParam) {\n")
+		require.True(t, found)
+		_, after, found := strings.Cut(rest, "\n    },\n")
+		require.True(t, found)
+		return before + scripts[0] + after
+	})
+	p.open("/")
+	p.faults(`{"verifyCode":"F019"}`)
+	p.entersAndSubmits("any")
+	p.drags(1)
+	p.sees("The captcha has expired or was used already. Please solve a new one.")
+	p.faults(`{}`)
+	p.entersAndSubmits("any")
+	p.drags(1)
+	p.sees(`user: "alice", verified: true`)
+	eval[bool](p, `(message.textContent = "", true)`)
+	p.entersAndSubmits("any") // with a new param
+	p.drags(1)
+	p.sees(`user: "alice", verified: true`)
 }
 
 // serve serves a page in front of a login that stands behind a gate, on a
@@ -66,10 +174,10 @@ func (p *person) entersAndSubmits(password string) {
 		`document.querySelector("form > button:last-of-type").click(), true)`)
 }
 
-// The README's page works as it stands there.
-func TestReadmePage(t *testing.T) {
+// The page of docs/page.md works as it stands there.
+func TestPageV3(t *testing.T) {
 	t.Parallel()
-	pages := readme(t, "html")
+	pages := pieces(t, "docs/page.md", "html")
 	require.Len(t, pages, 1)
 	for _, width := range []int64{360, 1280} {
 		t.Run(fmt.Sprint(width), func(t *testing.T) {
@@ -106,10 +214,10 @@ func TestReadmePage(t *testing.T) {
 	}
 }
 
-// withScript returns the README's page with another script in place of the last.
+// withScript returns the page of docs/page.md with another script in place of the last.
 func withScript(t *testing.T, script string) string {
 	t.Helper()
-	page := readme(t, "html")[0]
+	page := pieces(t, "docs/page.md", "html")[0]
 	return page[:strings.LastIndex(page, "<script>")] + "<script>\n" + script + "</script>\n"
 }
 
@@ -121,10 +229,10 @@ func (p *person) refusedByV2() {
 	eval[bool](p, `(`+hint+`.textContent = "", true)`)
 }
 
-// The README's recipe for V2.
-func TestReadmeV2(t *testing.T) {
+// The script for V2 in docs/page.md.
+func TestPageV2(t *testing.T) {
 	t.Parallel()
-	scripts := readme(t, "js")
+	scripts := pieces(t, "docs/page.md", "js")
 	require.Len(t, scripts, 1)
 	p := serve(t, window{width: 360}, withScript(t, scripts[0]))
 	p.open("/page")
