@@ -1,6 +1,7 @@
 package docs
 
 import (
+	"encoding/json"
 	"log"
 	"log/slog"
 	"net/http"
@@ -180,6 +181,47 @@ func TestExampleStaging(t *testing.T) {
 		post(captcha.Handler(http.HandlerFunc(login)), "captchaVerifyParam", param)
 		require.Equal(t, asks, asked, code)
 	}
+}
+
+func TestExampleOnReject(t *testing.T) {
+	verifier := alicaptchatest.Rejecting(alicaptcha.F018)
+
+	captcha, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: verifier,
+		SceneID:  "1a2b3c4d",
+		OnReject: func(w http.ResponseWriter, r *http.Request, o alicaptcha.Outcome) {
+			p := alicaptcha.NewProblem(r, o)
+			p.SetHeader(w.Header())
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(p.Status)
+			json.NewEncoder(w).Encode(map[string]any{"error": p.Reason, "message": p.Detail})
+		},
+	})
+
+	require.NoError(t, err)
+	w := post(captcha.Handler(http.HandlerFunc(handleLogin)), "captchaVerifyParam", "x")
+	require.Equal(t, 403, w.Code)
+	require.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+	require.JSONEq(t, `{"error": "captcha_expired", `+
+		`"message": "The captcha has expired or was used already. Please solve a new one."}`, w.Body.String())
+}
+
+func TestExampleAsk(t *testing.T) {
+	captcha := newGate(t, alicaptcha.Config{Verifier: alicaptchatest.Rejecting(alicaptcha.F018)})
+	showForm := func(w http.ResponseWriter, status int, message string) { http.Error(w, message, status) }
+	login := captcha.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if o, proceed := alicaptcha.Ask(r.Context()); !proceed {
+			p := alicaptcha.NewProblem(r, o)
+			p.SetHeader(w.Header())
+			showForm(w, p.Status, p.Detail)
+			return
+		}
+		handleLogin(w, r)
+	}))
+
+	w := post(login, "captchaVerifyParam", "x")
+	require.Equal(t, 403, w.Code)
+	require.Contains(t, w.Body.String(), "Please solve a new one.")
 }
 
 func newRouter() http.Handler {

@@ -149,6 +149,8 @@ func TestReadmeRejection(t *testing.T) {
 	require.NoError(t, err)
 	w := httptest.NewRecorder()
 	r := httptest.NewRequest(http.MethodPost, "/login", nil)
-	alicaptcha.WriteRejection(w, r, alicaptcha.Outcome{Code: alicaptcha.F018})
+	alicaptcha.WriteRejection(w, r, alicaptcha.Outcome{
+		Code: alicaptcha.F018, Reference: "ea1b1f8b-41ef-489f-9b42-e0297a586aa0",
+	})
 	require.Contains(t, string(readme), "```json\n"+w.Body.String()+"```")
 }
