@@ -83,7 +83,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 
 	site, err := net.Listen("tcp", *addr)
 	if err != nil {
-		return fmt.Errorf("site: %w", err)
+		return fmt.Errorf("-addr: %w", err)
 	}
 	defer site.Close()
 
@@ -93,7 +93,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	} else {
 		simulator, err := net.Listen("tcp", *simulatorAddr)
 		if err != nil {
-			return fmt.Errorf("simulator: %w", err)
+			return fmt.Errorf("-simulator: %w", err)
 		}
 		defer simulator.Close()
 		s = simulated(baseURL(site), baseURL(simulator))

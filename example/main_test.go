@@ -651,8 +651,8 @@ func TestStartFailures(t *testing.T) {
 		status int
 		want   string
 	}{
-		"site's port in use":      {[]string{"-addr", busy}, nil, 1, "address already in use"},
-		"simulator's port in use": {[]string{"-addr", freed, "-simulator", busy}, nil, 1, "address already in use"},
+		"site's port in use":      {[]string{"-addr", busy}, nil, 1, "-addr: listen tcp " + busy + ": bind: address already in use"},
+		"simulator's port in use": {[]string{"-addr", freed, "-simulator", busy}, nil, 1, "-simulator: listen tcp " + busy + ": bind: address already in use"},
 		"bad address":             {[]string{"-addr", "nowhere"}, nil, 1, "missing port"},
 		"bad flag":                {[]string{"-nonsense"}, nil, 2, "-nonsense"},
 		"argument":                {[]string{"nonsense"}, nil, 2, "nonsense"},
