@@ -53,12 +53,12 @@ func TestClientDiagnose(t *testing.T) {
 		"wrong keys": {refused(404, "InvalidAccessKeyId.NotFound"),
 			[]string{"misconfigured", "InvalidAccessKeyId.NotFound", "AccessKey ID does not exist"}},
 		"wrong secret": {refused(400, "SignatureDoesNotMatch"),
-			[]string{"misconfigured", "SignatureDoesNotMatch", "secret is not that of"}},
+			[]string{"misconfigured", "SignatureDoesNotMatch", "secret does not belong to"}},
 		"half a signature": {refused(400, "IncompleteSignature"), []string{"misconfigured", "drops headers"}},
 		"sent twice":       {refused(400, "SignatureNonceUsed"), []string{"misconfigured", "repeats it"}},
 		"expired token":    {refused(400, "InvalidSecurityToken.Expired"), []string{"misconfigured", "has expired"}},
 		"another's token": {refused(400, "InvalidSecurityToken.MismatchWithAccessKey"),
-			[]string{"misconfigured", "STS token is not that of"}},
+			[]string{"misconfigured", "STS token does not belong to"}},
 		"no token":              {refused(400, "MissingSecurityToken"), []string{"misconfigured", "set its STS token"}},
 		"clock":                 {refused(400, "InvalidTimeStamp.Expired"), []string{"misconfigured", "15 minutes", "NTP"}},
 		"clock by its old name": {refused(400, "IllegalTimestamp"), []string{"misconfigured", "15 minutes", "NTP"}},
@@ -85,7 +85,7 @@ func TestClientDiagnose(t *testing.T) {
 		"untrusted": {failingTransport(&tls.CertificateVerificationError{Err: x509.UnknownAuthorityError{}}),
 			[]string{"could not be reached", "root certificates"}},
 		"not TLS": {failingTransport(tls.RecordHeaderError{Msg: "first record does not look like a TLS handshake"}),
-			[]string{"could not be reached", "by TLS"}},
+			[]string{"could not be reached", "over TLS"}},
 		"too slow":          {failingTransport(os.ErrDeadlineExceeded), []string{"service_timeout", "not in time"}},
 		"failing elsewhere": {failingTransport(errors.New(keySecret)), []string{"service_unavailable"}},
 	} {
@@ -139,6 +139,13 @@ func TestClientDiagnoseAsksForTheScene(t *testing.T) {
 		}
 	}
 	require.Equal(t, 4, sim.Count())
+
+	for _, code := range []alicaptcha.Code{alicaptcha.T005, alicaptcha.F004, alicaptcha.F005, alicaptcha.F006} {
+		require.NoError(t, sim.SetFaults(alicaptchatest.Faults{VerifyCode: code}))
+		fault, ok := errors.AsType[*alicaptcha.Error](client.Diagnose(t.Context(), "login"))
+		require.True(t, ok, code)
+		require.Equal(t, string(code), fault.ServiceCode)
+	}
 
 	cfg := sim.ClientConfig()
 	cfg.AccessKeySecret = keySecret

@@ -106,9 +106,11 @@ type Faults struct {
 	//	"overdue"    403 Forbidden.AccountAccessDenied
 	Credentials string
 
-	// VerifyCode is the verdict on each param that is spent now, in place of
-	// the one it was issued with: T or F and three digits, such as F010, or
-	// T005 and F004 for a scene in test mode.
+	// VerifyCode is the verdict on each param that is spent, in place of the
+	// verdict that it was issued with: T or F and three digits, such as F010.
+	// T005, F004, F005 and F006 are about the scene (T005 and F004 mean that it
+	// is in test mode), so they are also the verdict on a well-formed param that
+	// was never issued. Whether the service does the same is not known.
 	VerifyCode alicaptcha.Code
 
 	// TLSDelay is how much later the TLS handshake of a new connection begins,

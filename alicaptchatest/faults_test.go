@@ -883,6 +883,17 @@ func TestVerifyCodeFault(t *testing.T) {
 	require.Equal(t, alicaptcha.F004, verify(t, s, spent))
 	require.Equal(t, alicaptcha.F018, verify(t, s, spent))
 	require.Equal(t, alicaptcha.F003, verify(t, s, "junk"))
+
+	// What is about the scene is the verdict on a made-up param too.
+	madeUp := v3(`"certifyId":"c","sceneId":"login","isSign":true,"securityToken":"t"`)
+	for code, want := range map[alicaptcha.Code]alicaptcha.Code{
+		"T005": "T005", "F004": "F004", "F005": "F005", "F006": "F006", "T001": "F014", "T006": "F014", "F009": "F014",
+	} {
+		setFaults(t, s, alicaptchatest.Faults{VerifyCode: code})
+		require.Equal(t, want, verify(t, s, madeUp), code)
+		require.Equal(t, alicaptcha.F018, verify(t, s, spent), code)
+		require.Equal(t, alicaptcha.F003, verify(t, s, "junk"), code)
+	}
 	setFaults(t, s, alicaptchatest.Faults{})
 	require.Equal(t, alicaptcha.T001, verify(t, s, before))
 	require.Equal(t, alicaptcha.F001, verify(t, s, refused))

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
+	"slices"
 
 	"github.com/alicaptcha/alicaptcha"
 )
@@ -124,6 +125,11 @@ func parseObject(text []byte) (map[string]any, bool) {
 	var object map[string]any
 	err := json.Unmarshal(text, &object)
 	return object, err == nil && object != nil // null is no object
+}
+
+// isAboutScene reports whether c says something of the scene, whatever the param.
+func isAboutScene(c alicaptcha.Code) bool {
+	return slices.Contains([]alicaptcha.Code{alicaptcha.T005, alicaptcha.F004, alicaptcha.F005, alicaptcha.F006}, c)
 }
 
 // isVerdict reports whether c has the shape of a VerifyCode.

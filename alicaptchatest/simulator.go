@@ -449,6 +449,8 @@ func (s *Simulator) judge(text, sceneID string, hasSceneID bool) (alicaptcha.Cod
 		return alicaptcha.F005, certifyID
 	case hasSceneID && sceneID != p.sceneID:
 		return alicaptcha.F012, certifyID
+	case rec == nil && isAboutScene(s.outage.VerifyCode):
+		return s.outage.VerifyCode, certifyID
 	case rec == nil:
 		return alicaptcha.F014, certifyID
 	case !intact:

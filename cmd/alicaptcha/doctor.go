@@ -18,49 +18,53 @@ import (
 
 const doctorHelp = `usage: alicaptcha doctor -region cn|sgp [-scene ID] [flags]
 
-Doctor makes these checks, in this order, and says what to do about what it
-finds:
+Doctor makes these checks in this order, and says what to do about what it finds:
 
-  credentials  the keys are there and look like keys
+  credentials  the keys are set and look like keys
   endpoint     its name resolves, and it answers over TCP and TLS
-  clock        this machine's is within 15 minutes of the service's
-  call         the service answers a signed call: in time, unthrottled, itself
+  clock        this machine's clock is within 15 minutes of the service's
+  call         the service itself answers a signed call, in time and unthrottled
   signature    the AccessKey exists, and its secret and STS token belong to it
   permission   the RAM user or role has AliyunYundunAFSFullAccess
   service      it is activated, and the account is not overdue
-  scene        it exists, is of this account, and not in test mode
+  scene        the service does not report that it is unknown or another account's
+  test_mode    the service does not report that the scene is in test mode
 
-What cannot be checked because of a finding is "not checked". The checks from
-call on are one signed call with a made-up param, which is billed as a
-verification; it is made only if those before have no finding.
+Each check is printed when it is done, and again if a later one changes it.
+What cannot be checked is "not checked". That is so after a finding, and for
+test mode whenever the service does not report it: it may reject the made-up
+param of the call without looking at the scene's mode.
 
-The keys are taken from the environment, as the package takes them:
+The checks from call on are one signed call with a made-up param, which is billed
+as a verification. It is made only if there is no finding before it.
+
+The keys are taken from the environment, as by the package:
 
   ALIBABA_CLOUD_ACCESS_KEY_ID      a RAM user's pair
   ALIBABA_CLOUD_ACCESS_KEY_SECRET
-  ALIBABA_CLOUD_SECURITY_TOKEN     only with temporary keys, of STS
+  ALIBABA_CLOUD_SECURITY_TOKEN     only with temporary keys from STS
 
-Connections go through the proxy in HTTPS_PROXY, if there is one.
+Connections go through the proxy in HTTPS_PROXY, if it is set.
 
-The exit status is 0 without a finding, 1 with one, 2 for a wrong use.
+The exit status is 0 without a finding, 1 with one, 2 for incorrect usage.
 
-With -json the standard output is one object:
+With -json the standard output is one object, at the end:
 
   ok             whether there is no finding
-  region         as in the flag; not there if empty
-  endpoint       likewise
-  scene          likewise
+  region         the value of -region; absent if empty
+  endpoint       the value of -endpoint; absent if empty
+  scene          the value of -scene; absent if empty
   verifications  how many were made: 0 or 1
-  checks         all of the above, in their order; of each:
+  checks         all of the above in their order, each with these members:
     name         as above
     status       "ok", "finding" or "not_checked"
-    detail       what was found, in words that may change
-    remedy       what to do about a finding; not there otherwise
-    code         the service's Code or VerifyCode, where it gave one with a finding
-    request_id   of the call, likewise
+    detail       what was found; the wording may change
+    remedy       what to do about a finding; absent otherwise
+    code         the service's Code or VerifyCode, if it sent one with a finding
+    request_id   the ID of the call, likewise
 `
 
-// A report is what doctor prints.
+// report is what doctor prints.
 type report struct {
 	OK            bool     `json:"ok"`
 	Region        string   `json:"region,omitzero"`
@@ -77,6 +81,8 @@ type check struct {
 	Remedy    string `json:"remedy,omitzero"`
 	Code      string `json:"code,omitzero"`
 	RequestID string `json:"request_id,omitzero"`
+
+	printed string // the last text that was printed
 }
 
 const (
@@ -91,7 +97,7 @@ func (c *check) finding(detail, remedy string) {
 	c.Status, c.Detail, c.Remedy = statusFinding, detail, remedy
 }
 
-// diagnosed makes a finding of what Client.Diagnose returned.
+// diagnosed makes a finding of an error from Client.Diagnose.
 func (c *check) diagnosed(err error, scene string) {
 	e, ok := errors.AsType[*alicaptcha.Error](err)
 	if !ok {
@@ -99,20 +105,20 @@ func (c *check) diagnosed(err error, scene string) {
 		return
 	}
 	remedy := e.Remedy()
-	if c.Name == "scene" {
+	if scene != "" && (c.Name == "scene" || c.Name == "test_mode") {
 		remedy = fmt.Sprintf("scene %q: %s", scene, remedy)
 	}
 	c.finding(strings.TrimPrefix(e.Error(), "alicaptcha: "), remedy)
 	c.Code, c.RequestID = e.ServiceCode, e.RequestID
 }
 
-// doctor runs the command. Its error is errFound where the report has a finding.
+// doctor runs the command. Its error is errFound if the report has a finding.
 func doctor(args []string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("doctor", flag.ContinueOnError)
-	region := flags.String("region", "", "the endpoint's `region`, which is that of the page's widget: cn or sgp")
-	endpoint := flags.String("endpoint", "", "a `host` or URL in the place of the region's, such as "+
+	region := flags.String("region", "", "the `region` of the service, which the page's widget must have too: cn or sgp")
+	endpoint := flags.String("endpoint", "", "a `host` or URL in place of the region's, such as "+
 		"captcha-vpc.cn-shanghai.aliyuncs.com, or http://127.0.0.1:8081 for the simulator")
-	scene := flags.String("scene", "", "the scene's `ID` in the console; without it no scene is checked")
+	scene := flags.String("scene", "", "the `ID` of the scene in the console; if empty, no scene is checked")
 	timeout := flags.Duration("timeout", 5*time.Second, "how long each of the two requests may take")
 	asJSON := flags.Bool("json", false, "print one JSON object")
 	if ok, err := parse(flags, args, doctorHelp, stdout); !ok {
@@ -120,15 +126,15 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 	}
 	switch {
 	case *region == "" && *endpoint == "":
-		return usageError{errors.New("-region (cn or sgp) or -endpoint is required: alicaptcha help doctor")}
+		return usageError{errors.New("-region is required (cn or sgp), or -endpoint: see alicaptcha help doctor")}
 	case *timeout <= 0:
-		return usageError{errors.New("-timeout must be above zero")}
+		return usageError{errors.New("-timeout must be greater than zero")}
 	}
 	cfg := alicaptcha.ClientConfig{Region: alicaptcha.Region(*region), Endpoint: *endpoint}
 
-	// With these keys and this Transport nothing but the flags can be wrong with it.
+	// With these keys and this Transport, only the flags can be at fault.
 	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true) // as the Client's own
+	protocols.SetHTTP1(true) // like the Client's own
 	plain := &plainTransport{next: &http.Transport{
 		Proxy: http.ProxyFromEnvironment, Protocols: protocols, DisableKeepAlives: true,
 	}}
@@ -139,32 +145,39 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 		return usageError{errors.New(short(err))}
 	}
 
-	notice := stdout
+	notice, lines := stdout, stdout
 	if *asJSON {
-		notice = stderr
+		notice, lines = stderr, io.Discard
 	}
-	if _, err := fmt.Fprintln(notice, "One verification is made at most; it is billed as any other."); err != nil {
+	if _, err := fmt.Fprintln(notice, "At most one verification is made; it is billed like any other."); err != nil {
 		return err
 	}
 
 	r := &report{Region: *region, Endpoint: *endpoint, Scene: *scene}
 	for _, name := range []string{
-		"credentials", "endpoint", "clock", "call", "signature", "permission", "service", "scene",
+		"credentials", "endpoint", "clock", "call", "signature", "permission", "service", "scene", "test_mode",
 	} {
-		r.Checks = append(r.Checks, &check{Name: name, Status: notChecked, Detail: "because of a finding"})
+		c := &check{Name: name, Status: notChecked, Detail: "because of a finding"}
+		if *scene == "" && (name == "scene" || name == "test_mode") {
+			c.Detail = "because -scene is not given"
+		}
+		r.Checks = append(r.Checks, c)
 	}
-	r.checkCredentials(cfg, plain)
+	r.checkCredentials()
+	r.print(lines, "credentials")
 	r.checkEndpoint(unsigned, prober, plain, *timeout)
+	r.print(lines, "clock")
 	if !r.hasFinding() {
 		r.checkCall(cfg, *timeout)
 	}
+	r.print(lines, "test_mode")
 	r.OK = !r.hasFinding()
 
-	print := r.print
+	conclude := r.conclude
 	if *asJSON {
-		print = r.printJSON
+		conclude = r.printJSON
 	}
-	if err := print(stdout); err != nil {
+	if err := conclude(stdout); err != nil {
 		return err
 	}
 	if !r.OK {
@@ -173,9 +186,16 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 	return nil
 }
 
-// short returns what NewClient's errors say, without what each begins with.
+// short returns the text of an error from NewClient, which names fields of
+// ClientConfig, in the words of the command line.
 func short(err error) string {
-	return strings.NewReplacer("alicaptcha: ClientConfig.", "", "alicaptcha: ", "").Replace(err.Error())
+	return strings.NewReplacer(
+		"alicaptcha: ClientConfig.Region", "-region",
+		"alicaptcha: ClientConfig.Endpoint", "-endpoint",
+		"alicaptcha: ClientConfig.Transport: ", "",
+		"alicaptcha: ClientConfig.", "",
+		"alicaptcha: ", "",
+	).Replace(err.Error())
 }
 
 func (r *report) check(name string) *check {
@@ -186,15 +206,9 @@ func (r *report) hasFinding() bool {
 	return slices.ContainsFunc(r.Checks, func(c *check) bool { return c.Status == statusFinding })
 }
 
-// checkCredentials looks at the environment's keys.
-func (r *report) checkCredentials(cfg alicaptcha.ClientConfig, transport http.RoundTripper) {
+// checkCredentials checks the keys in the environment.
+func (r *report) checkCredentials() {
 	c := r.check("credentials")
-	cfg.Transport = transport // else the environment's proxy might be a fault, too
-	if _, err := alicaptcha.NewClient(cfg); err != nil {
-		c.finding(strings.ReplaceAll(short(err), "\n", "; "),
-			"set the environment's variables to a RAM user's AccessKey, without quotes or line breaks in it")
-		return
-	}
 	const (
 		idName     = "ALIBABA_CLOUD_ACCESS_KEY_ID"
 		secretName = "ALIBABA_CLOUD_ACCESS_KEY_SECRET"
@@ -207,6 +221,17 @@ func (r *report) checkCredentials(cfg alicaptcha.ClientConfig, transport http.Ro
 	odd := func(s string) bool {
 		return strings.Trim(s, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_./+=") != ""
 	}
+	var missing []string
+	for _, v := range []struct{ name, value string }{{idName, id}, {secretName, secret}, {tokenName, token}} {
+		if odd(v.value) {
+			c.finding(v.name+" has characters that no key has, such as spaces, quotes or line breaks",
+				"set it to the bare value")
+			return
+		}
+		if v.value == "" && v.name != tokenName {
+			missing = append(missing, v.name)
+		}
+	}
 	temporary := begins(id, "STS.", "TMP.")
 	for _, v := range []struct{ name, value string }{{idName, id}, {secretName, secret}, {tokenName, token}} {
 		if odd(v.value) {
@@ -215,33 +240,35 @@ func (r *report) checkCredentials(cfg alicaptcha.ClientConfig, transport http.Ro
 		}
 	}
 	switch {
+	case missing != nil:
+		c.finding("not set in the environment: "+strings.Join(missing, ", "), "set a RAM user's AccessKey ID and secret")
 	case begins(secret, "LTAI", "STS.", "TMP."):
-		c.finding(secretName+" looks like an AccessKey ID", "set the ID and the secret each to its own value")
+		c.finding(secretName+" looks like an AccessKey ID", "set the ID and the secret to their own values")
 	case id == secret:
-		c.finding(idName+" and "+secretName+" are the same", "set the ID and the secret each to its own value")
+		c.finding(idName+" and "+secretName+" have the same value", "set the ID and the secret to their own values")
 	case temporary && token == "":
-		c.finding(idName+" is that of temporary keys, and "+tokenName+" is missing",
-			"set the STS token too, all three from one answer of STS")
+		c.finding(idName+" belongs to temporary keys, but "+tokenName+" is not set",
+			"set the STS token too; all three must be from the same answer of STS")
 	case begins(id, "LTAI") && token != "":
-		c.finding(idName+" is that of an AccessKey that lasts, and there is an STS token",
-			"unset "+tokenName+", or take all three from one answer of STS")
+		c.finding(idName+" belongs to a permanent AccessKey, but "+tokenName+" is set",
+			"unset "+tokenName+", or take all three from the same answer of STS")
 	default:
-		detail := "an AccessKey is there"
+		detail := "an AccessKey is set"
 		if token != "" {
-			detail = "a temporary AccessKey and an STS token are there"
+			detail = "a temporary AccessKey and an STS token are set"
 		}
 		if !temporary && !begins(id, "LTAI") {
-			detail += ", though the ID begins neither with LTAI nor with STS."
+			detail += ", although the ID does not begin with LTAI, STS. or TMP."
 		}
-		c.ok(detail + "; whether it is a RAM user's, as it should be, or the root account's cannot be seen from here")
+		c.ok(detail + " (not checked: whether it belongs to a RAM user, as it should, or to the root account)")
 	}
 }
 
-// A plainTransport sends an unsigned GET in the place of each call, so that a
-// Client reaches the endpoint as ever and the service has nothing to verify.
+// plainTransport sends an unsigned GET in place of each call, so that a Client
+// reaches the endpoint as usual and the service has nothing to verify.
 type plainTransport struct {
 	next   http.RoundTripper
-	status int // of the answer; 0 while there was none
+	status int // of the answer; 0 without one
 	date   string
 	at     time.Time
 	from   string // the endpoint's host, and the proxy's
@@ -263,15 +290,15 @@ func (p *plainTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// checkEndpoint makes a request that costs nothing, and reads the clock off its
-// answer.
+// checkEndpoint makes a request that costs nothing, and compares the clock with
+// the date of the answer.
 func (r *report) checkEndpoint(
 	cfg alicaptcha.ClientConfig, prober *alicaptcha.Client, plain *plainTransport, timeout time.Duration,
 ) {
 	c := r.check("endpoint")
 	cfg.Transport = nil
-	if _, err := alicaptcha.NewClient(cfg); err != nil { // the keys and the flags are known to be right
-		c.finding(short(err), "correct it, or unset it if there is no proxy")
+	if _, err := alicaptcha.NewClient(cfg); err != nil { // the keys and the flags are valid
+		c.finding(short(err), "correct it, or unset it if no proxy is needed")
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
@@ -287,90 +314,136 @@ func (r *report) checkEndpoint(
 	c = r.check("clock")
 	date, err := http.ParseTime(plain.date)
 	if err != nil {
-		c.Detail = "the answer had no date"
+		c.Detail = "the answer has no date"
 		return
 	}
 	off, word := plain.at.Sub(date).Round(time.Second), "ahead of"
 	if off < 0 {
 		off, word = off.Abs(), "behind"
 	}
-	detail := fmt.Sprintf("this machine's is %v %s the service's", off, word)
+	detail := fmt.Sprintf("this machine's clock is %v %s the service's", off, word)
 	if off > 15*time.Minute {
-		c.finding(detail, "set it, best by NTP")
+		c.finding(detail, "set the clock, preferably by NTP")
 		return
 	}
 	c.ok(detail)
 }
 
-// checkCall makes the verification, and tells from its end how far it came.
+// checkCall makes the verification, and derives the remaining checks from how it
+// ended.
 func (r *report) checkCall(cfg alicaptcha.ClientConfig, timeout time.Duration) {
 	client, err := alicaptcha.NewClient(cfg)
 	if err != nil {
-		r.check("credentials").finding(short(err), "")
+		r.check("credentials").finding(short(err), "set the variables to a RAM user's AccessKey")
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	r.Verifications = 1
 	err = client.Diagnose(ctx, r.Scene)
-	found := "" // nothing
-	var diagnosis interface {
-		error
-		Check() string
-	}
-	if errors.As(err, &diagnosis) {
-		found = diagnosis.Check()
-	} else if err != nil {
-		found = "call"
-	}
-
+	found := subject(err)
 	if found == "call" {
 		r.check("call").diagnosed(err, r.Scene)
 		return
 	}
 	r.check("call").ok("the service answered")
 	switch found {
-	case "", "permission", "service", "scene":
+	case "", "permission", "service", "scene", "test_mode":
 		r.check("signature").ok("it was accepted")
 		if c := r.check("clock"); c.Status == notChecked {
 			c.ok("the signature's date was accepted")
 		}
 	}
 	switch found {
-	case "", "scene":
+	case "", "scene", "test_mode":
 		r.check("permission").ok("the call was permitted")
 		r.check("service").ok("it is active")
 	}
-	switch c := r.check("scene"); {
-	case found != "":
+	if found != "" {
 		r.check(found).diagnosed(err, r.Scene)
-	case r.Scene == "":
-		c.Detail = "as -scene is not given"
-	default:
-		c.ok("the service had nothing against it; " +
-			"whether the page's widget has the same scene and region cannot be seen from here")
+	}
+	if r.Scene == "" {
+		return
+	}
+	switch found {
+	case "", "test_mode":
+		r.check("scene").ok("the service reported no problem with it " +
+			"(not checked: whether the page's widget has the same scene and region)")
+	}
+	if found == "" {
+		r.check("test_mode").Detail = "whether the scene is in test mode: the service did not report it, " +
+			"but may not have looked; the console shows it"
 	}
 }
 
-func (r *report) print(w io.Writer) error {
-	var b strings.Builder
-	var findings int
-	for _, c := range r.Checks {
-		fmt.Fprintf(&b, "%-11s  %-11s  %s\n", c.Name, strings.ReplaceAll(c.Status, "_", " "), c.Detail)
-		if c.Status == statusFinding {
-			findings++
-			fmt.Fprintf(&b, "%-11s  %-11s  %s\n", "", "do this:", c.Remedy)
+// subject returns the name of the check that an error from Client.Diagnose is
+// about, or nothing.
+func subject(err error) string {
+	if err == nil {
+		return ""
+	}
+	var diagnosis interface {
+		error
+		Check() string
+	}
+	if !errors.As(err, &diagnosis) {
+		return "call"
+	}
+	name := diagnosis.Check()
+	if e, ok := errors.AsType[*alicaptcha.Error](err); ok && name == "scene" {
+		switch alicaptcha.Code(e.ServiceCode) {
+		case alicaptcha.F005, alicaptcha.F006:
+		default: // the scene is there, and passes or fails everybody
+			name = "test_mode"
 		}
 	}
+	return name
+}
+
+// print prints the checks up to last, except those that were printed as they are.
+// Its errors are left to conclude, which writes to the same place.
+func (r *report) print(w io.Writer, last string) {
+	for _, c := range r.Checks {
+		text := fmt.Sprintf("%-11s  %-11s  %s\n", readable(c.Name), readable(c.Status), c.Detail)
+		if c.Status == statusFinding {
+			text += fmt.Sprintf("%-11s  %-11s  %s\n", "", "do this:", c.Remedy)
+		}
+		if text != c.printed {
+			io.WriteString(w, text)
+			c.printed = text
+		}
+		if c.Name == last {
+			return
+		}
+	}
+}
+
+// readable returns a word of the report for people.
+func readable(word string) string { return strings.ReplaceAll(word, "_", " ") }
+
+// conclude prints how many findings there are, and what was not checked.
+func (r *report) conclude(w io.Writer) error {
+	findings, unchecked := 0, []string{}
+	for _, c := range r.Checks {
+		switch c.Status {
+		case statusFinding:
+			findings++
+		case notChecked:
+			unchecked = append(unchecked, readable(c.Name))
+		}
+	}
+	text := "No findings."
 	switch findings {
 	case 0:
-		b.WriteString("All right.\n")
 	case 1:
-		b.WriteString("1 finding.\n")
+		text = "1 finding."
 	default:
-		fmt.Fprintf(&b, "%d findings.\n", findings)
+		text = fmt.Sprintf("%d findings.", findings)
 	}
-	_, err := io.WriteString(w, b.String())
+	if len(unchecked) > 0 {
+		text += " Not checked: " + strings.Join(unchecked, ", ") + "."
+	}
+	_, err := fmt.Fprintln(w, text)
 	return err
 }
 

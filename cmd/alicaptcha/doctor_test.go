@@ -193,7 +193,9 @@ type found struct {
 	} `json:"checks"`
 }
 
-var names = []string{"credentials", "endpoint", "clock", "call", "signature", "permission", "service", "scene"}
+var names = []string{
+	"credentials", "endpoint", "clock", "call", "signature", "permission", "service", "scene", "test_mode",
+}
 
 // varying is what differs from one run to the next.
 var varying = regexp.MustCompile(`request [0-9A-F-]{36}|127\.0\.0\.1:\d+->|\d+(\.\d+)?m?s (ahead of|behind)`)
@@ -210,7 +212,7 @@ func examine(t *testing.T, vars map[string]string, args ...string) (string, foun
 	require.NoError(t, dec.Decode(&f), asJSON)
 	_, err := dec.Token()
 	require.Equal(t, io.EOF, err, asJSON.stdout)
-	require.Equal(t, "One verification is made at most; it is billed as any other.\n", asJSON.stderr)
+	require.Equal(t, "At most one verification is made; it is billed like any other.\n", asJSON.stderr)
 
 	text := runProgram(t, vars, args...)
 	require.Equal(t, asJSON.status, text.status)
@@ -218,14 +220,15 @@ func examine(t *testing.T, vars map[string]string, args ...string) (string, foun
 	require.True(t, strings.HasPrefix(text.stdout, asJSON.stderr), text.stdout)
 	require.NotContains(t, asJSON.stdout+text.stdout, "hunter")
 
-	letters, want := "", asJSON.stderr
+	letters, want, unchecked := "", asJSON.stderr, ""
 	require.Len(t, f.Checks, len(names))
 	findings := 0
 	for i, c := range f.Checks {
 		require.Equal(t, names[i], c.Name)
 		require.NotEmpty(t, c.Detail)
 		require.NotContains(t, c.Detail+c.Remedy, "\n")
-		want += fmt.Sprintf("%-11s  %-11s  %s\n", c.Name, strings.ReplaceAll(c.Status, "_", " "), c.Detail)
+		name := strings.ReplaceAll(c.Name, "_", " ")
+		want += fmt.Sprintf("%-11s  %-11s  %s\n", name, strings.ReplaceAll(c.Status, "_", " "), c.Detail)
 		switch c.Status {
 		case "ok":
 			letters += "o"
@@ -236,6 +239,7 @@ func examine(t *testing.T, vars map[string]string, args ...string) (string, foun
 			want += fmt.Sprintf("             do this:     %s\n", c.Remedy)
 		case "not_checked":
 			letters += "-"
+			unchecked += ", " + name
 		default:
 			require.Fail(t, "no such status", c.Status)
 		}
@@ -243,8 +247,12 @@ func examine(t *testing.T, vars map[string]string, args ...string) (string, foun
 			require.Empty(t, c.Remedy+c.Code+c.RequestID)
 		}
 	}
-	want += []string{"All right.\n", "1 finding.\n", "2 findings.\n"}[findings]
-	require.Equal(t, varying.ReplaceAllString(want, ""), varying.ReplaceAllString(text.stdout, ""),
+	want += []string{"No findings.", "1 finding.", "2 findings."}[findings]
+	if unchecked != "" {
+		want += " Not checked: " + strings.TrimPrefix(unchecked, ", ") + "."
+	}
+	want += "\n"
+	require.Equal(t, varying.ReplaceAllString(want, ""), varying.ReplaceAllString(settled(text.stdout), ""),
 		"the text has the same content")
 	require.Equal(t, findings == 0, f.OK)
 	status := 0
@@ -253,6 +261,30 @@ func examine(t *testing.T, vars map[string]string, args ...string) (string, foun
 	}
 	require.Equal(t, status, asJSON.status)
 	return letters, f
+}
+
+// settled returns what doctor printed, with each check as it was printed last:
+// the call may change what the checks before it have found.
+func settled(text string) string {
+	var order []string
+	blocks := map[string]string{}
+	name := ""
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, " ") { // what to do about it
+			blocks[name] += line
+			continue
+		}
+		name, _, _ = strings.Cut(line, "  ")
+		if blocks[name] == "" {
+			order = append(order, name)
+		}
+		blocks[name] = line
+	}
+	var b strings.Builder
+	for _, name := range order {
+		b.WriteString(blocks[name])
+	}
+	return b.String()
 }
 
 func TestDoctor(t *testing.T) {
@@ -272,218 +304,235 @@ func TestDoctor(t *testing.T) {
 		words  []string
 		calls  int64
 	}{
-		"all right": {want: "oooooooo", calls: 1, words: []string{
-			"answered an unsigned request with status 405", "an AccessKey is there; whether it is a RAM user's",
-			"root account's cannot be seen", "page's widget",
+		"all right": {want: "oooooooo-", calls: 1, words: []string{
+			"answered an unsigned request with status 405",
+			"an AccessKey is set (not checked: whether it belongs to a RAM user", "root account",
+			"not checked: whether the page's widget", "whether the scene is in test mode: the service did not report it",
 		}},
-		"no scene": {scene: "-", want: "ooooooo-", calls: 1, words: []string{"-scene is not given"}},
+		"no scene": {scene: "-", want: "ooooooo--", calls: 1, words: []string{"-scene is not given"}},
 		"keys of another shape": {
 			cfg:  alicaptchatest.Config{AccessKeyID: "madeup", AccessKeySecret: secret},
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "madeup"),
-			want: "oooooooo", calls: 1, words: []string{"neither with LTAI"},
+			want: "oooooooo-", calls: 1, words: []string{"does not begin with LTAI"},
 		},
 		"temporary keys": {
 			cfg:  alicaptchatest.Config{AccessKeyID: "STS.hunter", AccessKeySecret: secret, SecurityToken: token},
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.hunter", "ALIBABA_CLOUD_SECURITY_TOKEN", token),
-			want: "oooooooo", calls: 1, words: []string{"a temporary AccessKey and an STS token are there; whether"},
+			want: "oooooooo-", calls: 1, words: []string{"a temporary AccessKey and an STS token are set"},
 		},
-		"a param that is noticed": {before: answering(401, `{"Code":"InvalidParameter"}`), want: "oooooooo", calls: 1},
+		"a param that is noticed": {before: answering(401, `{"Code":"InvalidParameter"}`), want: "oooooooo-", calls: 1},
 
 		"wrong secret": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"),
-			want: "ooooF---", code: "SignatureDoesNotMatch", words: []string{"secret is not that of"}, calls: 1,
+			want: "ooooF----", code: "SignatureDoesNotMatch", words: []string{"secret does not belong to"}, calls: 1,
 		},
 		"unknown key": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "LTAIhunter9"),
-			want: "ooooF---", code: "InvalidAccessKeyId.NotFound", words: []string{"does not exist"}, calls: 1,
+			want: "ooooF----", code: "InvalidAccessKeyId.NotFound", words: []string{"does not exist"}, calls: 1,
 		},
 		"disabled key": {
 			before: answering(403, `{"Code":"Forbidden.AccessKeyDisabled","Message":"hunter"}`),
-			want:   "ooooF---", code: "Forbidden.AccessKeyDisabled", words: []string{"disabled"}, calls: 1,
+			want:   "ooooF----", code: "Forbidden.AccessKeyDisabled", words: []string{"disabled"}, calls: 1,
 		},
 		"token wanted": {
 			cfg:  alicaptchatest.Config{AccessKeyID: keyID, AccessKeySecret: secret, SecurityToken: token},
-			want: "ooooF---", code: "MissingSecurityToken", words: []string{"set its STS token"}, calls: 1,
+			want: "ooooF----", code: "MissingSecurityToken", words: []string{"set its STS token"}, calls: 1,
 		},
 		"expired token": {
 			faults: faults{Credentials: "expired"},
-			want:   "ooooF---", code: "InvalidSecurityToken.Expired", words: []string{"expired"}, calls: 1,
+			want:   "ooooF----", code: "InvalidSecurityToken.Expired", words: []string{"expired"}, calls: 1,
 		},
 		"RAM user denied": {
 			faults: faults{Credentials: "forbidden"},
-			want:   "oooooF--", code: "Forbidden.RAMUserAccessDenied", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1,
+			want:   "oooooF---", code: "Forbidden.RAMUserAccessDenied", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1,
 		},
 		"no permission": {
 			before: answering(403, `{"Code":"NoPermission"}`),
-			want:   "oooooF--", code: "NoPermission", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1,
+			want:   "oooooF---", code: "NoPermission", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1,
 		},
 		"overdue": {
 			faults: faults{Credentials: "overdue"},
-			want:   "ooooo-F-", code: "Forbidden.AccountAccessDenied", words: []string{"overdue", "not activated"}, calls: 1,
+			want:   "ooooo-F--", code: "Forbidden.AccountAccessDenied", words: []string{"overdue", "not activated"}, calls: 1,
 		},
 		"unknown scene": {
 			scene: "nowhere",
-			want:  "oooooooF", code: "F005", words: []string{`scene "nowhere"`, "does not exist", "region"}, calls: 1,
+			want:  "oooooooF-", code: "F005", words: []string{`scene "nowhere"`, "does not exist", "region"}, calls: 1,
 		},
 		"foreign scene": {
 			scene: "theirs",
-			want:  "oooooooF", code: "F006", words: []string{`scene "theirs"`, "another account"}, calls: 1,
+			want:  "oooooooF-", code: "F006", words: []string{`scene "theirs"`, "another account"}, calls: 1,
 		},
 		"test mode, fails": {
 			before: verdict(false, "F004"),
-			want:   "oooooooF", code: "F004", words: []string{"test mode and fails"}, calls: 1,
+			want:   "ooooooooF", code: "F004", words: []string{`scene "login"`, "test mode and fails"}, calls: 1,
 		},
 		"test mode": {
 			before: verdict(true, "T005"),
-			want:   "oooooooF", code: "T005", words: []string{"test mode and passes"}, calls: 1,
+			want:   "ooooooooF", code: "T005", words: []string{"test mode and passes"}, calls: 1,
 		},
+		"test mode of the simulator, fails": {
+			faults: faults{VerifyCode: "F004"},
+			want:   "ooooooooF", code: "F004", words: []string{"test mode and fails"}, calls: 1,
+		},
+		"test mode of the simulator": {
+			faults: faults{VerifyCode: "T005"},
+			want:   "ooooooooF", code: "T005", words: []string{"test mode and passes"}, calls: 1,
+		},
+		"test mode, but no scene": {
+			before: verdict(true, "T005"), scene: "-",
+			want: "ooooooo-F", code: "T005", words: []string{"test mode and passes"}, calls: 1,
+		},
+		"scene deleted": {
+			faults: faults{VerifyCode: "F005"},
+			want:   "oooooooF-", code: "F005", words: []string{"does not exist"}, calls: 1,
+		},
+		"another verdict": {faults: faults{VerifyCode: "F009"}, want: "oooooooo-", calls: 1},
 		"everybody passes": {
 			before: verdict(true, "T001"),
-			want:   "oooooooF", code: "T001", words: []string{"made-up param passed"}, calls: 1,
+			want:   "ooooooooF", code: "T001", words: []string{"made-up param passed"}, calls: 1,
 		},
 
 		"clock ahead": {
 			before: dated(-16 * time.Minute),
-			want:   "ooF-----", words: []string{"this machine's is 16m", "ahead of", "NTP"},
+			want:   "ooF------", words: []string{"this machine's clock is 16m", "ahead of", "NTP"},
 		},
 		"clock behind": {
 			before: dated(48*time.Hour + 30*time.Second),
-			want:   "ooF-----", words: []string{"this machine's is 4", "behind", "NTP"},
+			want:   "ooF------", words: []string{"this machine's clock is 4", "behind", "NTP"},
 		},
 		"clock of another age": {before: func(w http.ResponseWriter, _ *http.Request) bool {
 			w.Header().Set("Date", "Fri, 31 Dec 9999 23:59:59 GMT")
 			return false
-		}, want: "ooF-----", words: []string{"behind", "NTP"}},
+		}, want: "ooF------", words: []string{"behind", "NTP"}},
 		"clock ahead, but in time": {
 			before: dated(-14 * time.Minute),
-			want:   "oooooooo", calls: 1, words: []string{"14m", "ahead of"},
+			want:   "oooooooo-", calls: 1, words: []string{"14m", "ahead of"},
 		},
 		"clock behind, but in time": {
 			before: dated(14*time.Minute + 30*time.Second),
-			want:   "oooooooo", calls: 1, words: []string{"behind"},
+			want:   "oooooooo-", calls: 1, words: []string{"behind"},
 		},
 		"no date": {
 			before: undated,
-			want:   "oooooooo", calls: 1, words: []string{"the signature's date was accepted"},
+			want:   "oooooooo-", calls: 1, words: []string{"the signature's date was accepted"},
 		},
 		"no date, and no signature": {
 			before: undated, vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"),
-			want: "oo-oF---", code: "SignatureDoesNotMatch", calls: 1, words: []string{"the answer had no date"},
+			want: "oo-oF----", code: "SignatureDoesNotMatch", calls: 1, words: []string{"the answer has no date"},
 		},
 		"the service minds the clock": {
 			before: answering(400, `{"Code":"InvalidTimeStamp.Expired"}`),
-			want:   "ooFo----", code: "InvalidTimeStamp.Expired", calls: 1, words: []string{"15 minutes"},
+			want:   "ooFo-----", code: "InvalidTimeStamp.Expired", calls: 1, words: []string{"15 minutes"},
 		},
 
 		"the clock, elsewhere": {
 			before: answering(400, `{"Code":"IllegalTimestamp"}`),
-			want:   "ooFo----", code: "IllegalTimestamp", calls: 1, words: []string{"15 minutes"},
+			want:   "ooFo-----", code: "IllegalTimestamp", calls: 1, words: []string{"15 minutes"},
 		},
 		"another version": {
 			before: answering(404, `{"Code":"InvalidVersion"}`),
-			want:   "oFoo----", code: "InvalidVersion", words: []string{"not one of CAPTCHA 2.0"}, calls: 1,
+			want:   "oFoo-----", code: "InvalidVersion", words: []string{"not one of CAPTCHA 2.0"}, calls: 1,
 		},
 		"another service": {
 			before: answering(404, `{"Code":"InvalidAction.NotFound"}`),
-			want:   "oFoo----", code: "InvalidAction.NotFound", words: []string{"not one of CAPTCHA 2.0"}, calls: 1,
+			want:   "oFoo-----", code: "InvalidAction.NotFound", words: []string{"not one of CAPTCHA 2.0"}, calls: 1,
 		},
 		"hang": {
 			faults: faults{Hang: alicaptchatest.StageHeaders}, args: []string{"-timeout", "200ms"},
-			want: "oooF----", words: []string{"service_timeout", "not in time"}, calls: 1,
+			want: "oooF-----", words: []string{"service_timeout", "not in time"}, calls: 1,
 		},
 		"hang in the body": {
 			faults: faults{Hang: alicaptchatest.StageBody}, args: []string{"-timeout", "200ms"},
-			want: "oooF----", words: []string{"service_timeout"}, calls: 1,
+			want: "oooF-----", words: []string{"service_timeout"}, calls: 1,
 		},
 		"reset": {
 			faults: faults{Reset: alicaptchatest.StageHeaders},
-			want:   "oooF----", words: []string{"service_unavailable", "could not be reached"}, calls: 1,
+			want:   "oooF-----", words: []string{"service_unavailable", "could not be reached"}, calls: 1,
 		},
 		"InternalError": {
 			before: answering(500, `{"Code":"InternalError","Message":"hunter"}`),
-			want:   "oooF----", code: "InternalError", words: []string{"fault of its own"}, calls: 1,
+			want:   "oooF-----", code: "InternalError", words: []string{"internal error"}, calls: 1,
 		},
 		"500": {
 			faults: faults{Status: 500},
-			want:   "oooF----", words: []string{"status 500", "proxy or gateway"}, calls: 1,
+			want:   "oooF-----", words: []string{"status 500", "proxy or gateway"}, calls: 1,
 		},
 		"throttled": {
 			faults: faults{ThrottleShare: 1},
-			want:   "oooF----", code: "Throttling.User", words: []string{"service_throttled", "limit"}, calls: 1,
+			want:   "oooF-----", code: "Throttling.User", words: []string{"service_throttled", "limit"}, calls: 1,
 		},
 		"gateway": {
 			faults: page(502),
-			want:   "oooF----", words: []string{"status 502", "proxy or gateway"}, calls: 1,
+			want:   "oooF-----", words: []string{"status 502", "proxy or gateway"}, calls: 1,
 		},
 		"gateway's refusal": {
 			faults: page(403),
-			want:   "oooF----", words: []string{"status 403", "proxy or gateway"}, calls: 1,
+			want:   "oooF-----", words: []string{"status 403", "proxy or gateway"}, calls: 1,
 		},
 		"gateway's success": {
 			faults: page(200),
-			want:   "oooF----", words: []string{"status 200", "proxy or gateway"}, calls: 1,
+			want:   "oooF-----", words: []string{"status 200", "proxy or gateway"}, calls: 1,
 		},
 		"redirect": {
 			before: answering(302, html),
-			want:   "oooF----", words: []string{"status 302", "proxy or gateway"}, calls: 1,
+			want:   "oooF-----", words: []string{"status 302", "proxy or gateway"}, calls: 1,
 		},
 		"gateway for all": {before: func(w http.ResponseWriter, _ *http.Request) bool {
 			w.WriteHeader(503)
 			io.WriteString(w, html)
 			return true
-		}, want: "oooF----", words: []string{"with status 503", "proxy or gateway"}, calls: 1},
+		}, want: "oooF-----", words: []string{"with status 503", "proxy or gateway"}, calls: 1},
 
-		"no keys": {vars: map[string]string{}, want: "Foo-----", words: []string{
-			"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing; AccessKeySecret",
-			"ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing",
+		"no keys": {vars: map[string]string{}, want: "Foo------", words: []string{
+			"not set in the environment: ALIBABA_CLOUD_ACCESS_KEY_ID, ALIBABA_CLOUD_ACCESS_KEY_SECRET ",
 		}},
 		"no secret": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", ""),
-			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET) is missing"},
+			want: "Foo------", words: []string{"not set in the environment: ALIBABA_CLOUD_ACCESS_KEY_SECRET "},
 		},
 		"no ID": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", ""),
-			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID) is missing"},
+			want: "Foo------", words: []string{"not set in the environment: ALIBABA_CLOUD_ACCESS_KEY_ID "},
 		},
 		"line break in a secret": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", secret+"\n"),
-			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET) has white space"},
+			want: "Foo------", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET has characters"},
 		},
 		"quotes around a secret": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", `"`+secret+`"`),
-			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET has characters"},
+			want: "Foo------", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET has characters"},
 		},
 		"placeholder": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "<hunter>"),
-			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID has characters"},
+			want: "Foo------", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_ID has characters"},
 		},
 		"quoted token": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.x", "ALIBABA_CLOUD_SECURITY_TOKEN", "'"+token+"'"),
-			want: "Foo-----", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN has characters"},
+			want: "Foo------", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN has characters"},
 		},
 		"exchanged": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", secret, "ALIBABA_CLOUD_ACCESS_KEY_SECRET", keyID),
-			want: "Foo-----", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET looks like an AccessKey ID"},
+			want: "Foo------", words: []string{"ALIBABA_CLOUD_ACCESS_KEY_SECRET looks like an AccessKey ID"},
 		},
 		"twice the same": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", secret),
-			want: "Foo-----", words: []string{"are the same"},
+			want: "Foo------", words: []string{"have the same value"},
 		},
 		"temporary without a token": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_ID", "STS.hunter"),
-			want: "Foo-----", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN is missing"},
+			want: "Foo------", words: []string{"ALIBABA_CLOUD_SECURITY_TOKEN is not set"},
 		},
 		"a token left over": {
 			vars: with("ALIBABA_CLOUD_SECURITY_TOKEN", token),
-			want: "Foo-----", words: []string{"unset ALIBABA_CLOUD_SECURITY_TOKEN"},
+			want: "Foo------", words: []string{"unset ALIBABA_CLOUD_SECURITY_TOKEN"},
 		},
 		"a proxy that is none": { // loopback is not proxied
 			vars: with("HTTP_PROXY", "http://user:hunter2@bad host/", "http_proxy", "::hunter"),
-			want: "oooooooo", calls: 1,
+			want: "oooooooo-", calls: 1,
 		},
 		"no keys, and another clock": {
 			vars: map[string]string{}, before: dated(-time.Hour),
-			want: "FoF-----", words: []string{"is missing", "1h0m"},
+			want: "FoF------", words: []string{"not set", "1h0m"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -564,7 +613,7 @@ func TestDoctorEndpoint(t *testing.T) {
 		},
 		"no TLS": {
 			args:  []string{"-endpoint", strings.TrimPrefix(s.url, "http://")},
-			words: []string{"by TLS"},
+			words: []string{"over TLS"},
 		},
 		"silent": {
 			args:  []string{"-endpoint", "http://" + silent, "-timeout", "200ms"},
@@ -600,7 +649,7 @@ func TestDoctorEndpoint(t *testing.T) {
 				vars = keys
 			}
 			got, f := examine(t, vars, append(tc.args, "-scene", "login")...)
-			require.Equal(t, "oF------", got)
+			require.Equal(t, "oF-------", got)
 			require.Zero(t, f.Verifications)
 			require.Zero(t, s.Count())
 			require.Equal(t, "login", f.Scene)
@@ -617,7 +666,7 @@ func TestDoctorEndpoint(t *testing.T) {
 
 	t.Run("two findings", func(t *testing.T) {
 		got, _ := examine(t, nil, "-endpoint", refused)
-		require.Equal(t, "FF------", got)
+		require.Equal(t, "FF-------", got)
 	})
 	t.Run("all right, by TLS and a proxy", func(t *testing.T) {
 		if runtime.GOOS != "linux" {
@@ -629,9 +678,62 @@ func TestDoctorEndpoint(t *testing.T) {
 		require.NoError(t, os.WriteFile(roots, pem.EncodeToMemory(block), 0o600))
 		vars := with("HTTPS_PROXY", "http://user:hunter2@"+addr, "SSL_CERT_FILE", roots, "SSL_CERT_DIR", t.TempDir())
 		got, f := examine(t, vars, "-region", "cn", "-endpoint", "example.com", "-scene", "login")
-		require.Equal(t, "oooooooo", got)
+		require.Equal(t, "oooooooo-", got)
 		require.Equal(t, 2, s.Count(), "one of each run")
 		require.Len(t, asked(), 4)
 		require.Contains(t, f.Checks[1].Detail, "example.com through the proxy "+addr+" answered")
 	})
+}
+
+// Each check is printed when it is done, not only at the end.
+func TestDoctorPrintsAsItGoes(t *testing.T) {
+	t.Parallel()
+	probed := make(chan struct{}, 1)
+	s := serve(t, alicaptchatest.Config{}, func(_ http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodGet {
+			<-probed
+		}
+		return false
+	})
+	require.NoError(t, s.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))
+	cmd := program(t, keys, "doctor", "-endpoint", s.url, "-scene", "login", "-timeout", "30s")
+	stdout, err := cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, cmd.Start())
+	in := bufio.NewReader(stdout)
+	for _, want := range []string{"At most one verification", "credentials  ok", "endpoint     ok", "clock        ok"} {
+		line, err := in.ReadString('\n')
+		require.NoError(t, err)
+		require.True(t, strings.HasPrefix(line, want), line)
+		if want == "credentials  ok" {
+			probed <- struct{}{} // the probe waited until here
+		}
+	}
+	require.NoError(t, s.SetFaults(alicaptchatest.Faults{})) // the call hung until here
+	rest, err := io.ReadAll(in)
+	require.NoError(t, err)
+	require.NoError(t, cmd.Wait())
+	require.Regexp(t, `(?s)^call         ok .*\ntest mode    not checked  whether .*\nNo findings\. Not checked: test mode\.\n$`, string(rest))
+}
+
+// What the call shows of an earlier check is printed as well.
+func TestDoctorPrintsWhatChanges(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		before      func(http.ResponseWriter, *http.Request) bool
+		first, then string
+	}{
+		"endpoint": {answering(404, `{"Code":"InvalidVersion"}`), "\nendpoint     ok ", "\nendpoint     finding "},
+		"clock":    {undated, "\nclock        not checked  the answer has no date\n", "\nclock        ok           the signature's"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			s := serve(t, alicaptchatest.Config{}, tc.before)
+			got := runProgram(t, keys, "doctor", "-endpoint", s.url, "-scene", "login")
+			_, after, ok := strings.Cut(got.stdout, tc.first)
+			require.True(t, ok, got.stdout)
+			require.Contains(t, "\n"+after, tc.then)
+			require.Equal(t, 2, strings.Count(got.stdout, "\n"+name+" "), got.stdout)
+		})
+	}
 }

@@ -1,10 +1,10 @@
-// Command alicaptcha finds what is wrong with a setup of CAPTCHA 2.0, and serves
-// a simulator of the service for programs in any language:
+// Command alicaptcha finds problems in a setup of CAPTCHA 2.0, and serves a
+// simulator of the service for programs in any language:
 //
 //	alicaptcha doctor -region sgp -scene 1a2b3c4d
 //	alicaptcha simulate
 //
-// Its help says all there is to it: alicaptcha help doctor.
+// "alicaptcha help doctor" and "alicaptcha help simulate" describe each command.
 package main
 
 import (
@@ -20,22 +20,24 @@ import (
 	"syscall"
 )
 
-const help = `Alicaptcha is the tool beside the Go package github.com/alicaptcha/alicaptcha,
-which puts Alibaba Cloud CAPTCHA 2.0 in front of handlers.
+const help = `Alicaptcha is the command-line tool of the Go package
+github.com/alicaptcha/alicaptcha, which puts Alibaba Cloud CAPTCHA 2.0 in front
+of HTTP handlers.
 
 usage:
-  alicaptcha doctor -region cn|sgp [flags]  find what is wrong with keys, endpoint or scene
+  alicaptcha doctor -region cn|sgp [flags]  find problems with keys, endpoint or scene
   alicaptcha simulate [flags]               serve a simulator of the service
   alicaptcha version                        print the version
-  alicaptcha help [doctor|simulate]         print what a command does, and its flags
+  alicaptcha help [doctor|simulate]         describe a command and its flags
 
-The exit status is 0 if all is right, 1 if something is not, 2 for a wrong use.
+The exit status is 0 for success, 1 for a finding or a failure, 2 for incorrect
+usage.
 `
 
-// errFound ends doctor where it has printed a finding.
+// errFound is returned by doctor after it has printed a finding.
 var errFound = errors.New("there is a finding")
 
-// A usageError is a fault of the command line.
+// usageError is an error in the command line.
 type usageError struct{ error }
 
 func main() {
@@ -44,7 +46,7 @@ func main() {
 		return
 	}
 	if err != errFound {
-		// A joined error has a line for each fault.
+		// A joined error has one line for each fault.
 		fmt.Fprintln(os.Stderr, "alicaptcha:", strings.ReplaceAll(err.Error(), "\n", "; "))
 	}
 	if _, ok := errors.AsType[usageError](err); ok {
@@ -64,7 +66,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 		case len(args) == 1 && (args[0] == "doctor" || args[0] == "simulate"):
 			return run([]string{args[0], "-h"}, stdout, stderr)
 		case len(args) > 0:
-			return usageError{errors.New("there is help on doctor and on simulate only")}
+			return usageError{errors.New("help is available for doctor and simulate only")}
 		}
 		_, err := io.WriteString(stdout, help)
 		return err
@@ -76,21 +78,21 @@ func run(args []string, stdout, stderr io.Writer) error {
 		return simulate(ctx, args, stdout, stderr)
 	case "version", "-version", "--version":
 		if len(args) > 0 {
-			return usageError{errors.New("version has neither flags nor arguments")}
+			return usageError{errors.New("version takes no flags or arguments")}
 		}
 		_, err := fmt.Fprintln(stdout, version())
 		return err
 	case "":
-		// A script must not take help for success.
-		return usageError{errors.New("a command is missing: alicaptcha help lists them")}
+		// An error, so that a script does not take the help for success.
+		return usageError{errors.New("a command is required: see alicaptcha help")}
 	}
-	return usageError{fmt.Errorf("%q is no command: alicaptcha help lists them", name)}
+	return usageError{fmt.Errorf("%q is not a command: see alicaptcha help", name)}
 }
 
-// parse parses args. It reports false where they asked for help, which is
-// printed then.
+// parse parses args. It reports false if they ask for help, which it prints, or
+// are in error.
 func parse(flags *flag.FlagSet, args []string, about string, stdout io.Writer) (bool, error) {
-	flags.SetOutput(io.Discard) // main prints the error, in one line
+	flags.SetOutput(io.Discard) // main prints the error on one line
 	err := flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
@@ -102,18 +104,18 @@ func parse(flags *flag.FlagSet, args []string, about string, stdout io.Writer) (
 		return false, err
 	case err != nil:
 		return false, usageError{err}
-	case flags.NArg() > 0: // which may be a key, and is not shown
-		err := fmt.Errorf("%s takes flags and no arguments: alicaptcha help %[1]s lists them", flags.Name())
+	case flags.NArg() > 0: // not shown, because it may be a key
+		err := fmt.Errorf("%s takes flags but no arguments: see alicaptcha help %[1]s", flags.Name())
 		return false, usageError{err}
 	}
 	return true, nil
 }
 
-// version returns the version that the program was built from.
+// version returns the version of the source of the program.
 func version() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return "alicaptcha, of an unknown version"
+		return "alicaptcha, unknown version"
 	}
 	var text strings.Builder
 	text.WriteString("alicaptcha " + info.Main.Version + " " + info.GoVersion)

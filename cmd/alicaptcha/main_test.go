@@ -79,16 +79,16 @@ func TestUsageErrors(t *testing.T) {
 		"nothing":                   {want: "alicaptcha help"},
 		"no such command":           {args: []string{"treat"}, want: `"treat"`},
 		"flag before the command":   {args: []string{"-json", "doctor"}, want: `"-json"`},
-		"help on nothing":           {args: []string{"help", "treat"}, want: "doctor and on simulate"},
-		"help on both":              {args: []string{"help", "doctor", "simulate"}, want: "doctor and on simulate"},
+		"help on nothing":           {args: []string{"help", "treat"}, want: "doctor and simulate"},
+		"help on both":              {args: []string{"help", "doctor", "simulate"}, want: "doctor and simulate"},
 		"version of what":           {args: []string{"version", "x"}, want: "version"},
-		"doctor without an address": {args: []string{"doctor"}, want: "-region"},
-		"doctor elsewhere":          {args: []string{"doctor", "-region", "moon"}, want: `"sgp"`},
+		"doctor without an address": {args: []string{"doctor"}, want: "-region is required (cn or sgp), or -endpoint"},
+		"doctor elsewhere":          {args: []string{"doctor", "-region", "moon"}, want: `: -region must be`},
 		"doctor at two faults": {
 			args: []string{"doctor", "-region", "moon", "-endpoint", "ftp://x"},
-			want: "; Endpoint must",
+			want: "; -endpoint must",
 		},
-		"doctor in the clear": {args: []string{"doctor", "-endpoint", "http://captcha.example"}, want: "must be https"},
+		"doctor in the clear": {args: []string{"doctor", "-endpoint", "http://captcha.example"}, want: ": -endpoint must be https"},
 		"doctor with a password": {
 			args: []string{"doctor", "-endpoint", "https://user:hunter@captcha.example"},
 			want: "password",
@@ -214,13 +214,19 @@ func TestDoctorAgainstSimulate(t *testing.T) {
 		"ALIBABA_CLOUD_SECURITY_TOKEN":    token,
 	}
 	got, _ := examine(t, vars, "-endpoint", url, "-scene", "b")
-	require.Equal(t, "oooooF--", got)
+	require.Equal(t, "oooooF---", got)
 	require.Equal(t, "{}", post(t, url+"/faults", "{}"))
-	for scene, want := range map[string]string{"a": "oooooooo", "b": "oooooooo", "c": "oooooooF", "login": "oooooooF"} {
+	for scene, want := range map[string]string{"a": "oooooooo-", "b": "oooooooo-", "c": "oooooooF-", "login": "oooooooF-"} {
 		got, _ = examine(t, vars, "-endpoint", url, "-scene", scene)
 		require.Equal(t, want, got, scene)
 	}
+	for _, code := range []string{"T005", "F004"} {
+		post(t, url+"/faults", `{"verifyCode":"`+code+`"}`)
+		got, f := examine(t, vars, "-endpoint", url, "-scene", "a")
+		require.Equal(t, "ooooooooF", got, code)
+		require.Equal(t, code, f.Checks[8].Code)
+	}
 	got, _ = examine(t, keys, "-endpoint", url, "-scene", "a")
-	require.Equal(t, "ooooF---", got)
+	require.Equal(t, "ooooF----", got)
 	require.True(t, json.Valid([]byte(post(t, url+"/issue", `{"sceneId":"b"}`))))
 }
