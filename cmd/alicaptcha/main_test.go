@@ -112,11 +112,29 @@ func TestUsageErrors(t *testing.T) {
 		"simulate's faults, odd":    {args: []string{"simulate", "-faults", `{"hung":"headers"}`}, want: "hung"},
 		"simulate's faults, wrong":  {args: []string{"simulate", "-faults", `{"hang":"early"}`}, want: `"early"`},
 		"simulate's faults, more":   {args: []string{"simulate", "-faults", "{}{}"}, want: "-faults"},
+		"simulate with TLS alone":   {args: []string{"simulate", "-tls"}, want: "-tls requires -ca-file"},
+		"simulate's hosts, alone":   {args: []string{"simulate", "-hosts", "simulator"}, want: "require -tls"},
+		"simulate's file, alone":    {args: []string{"simulate", "-ca-file", "nowhere/ca.pem"}, want: "require -tls"},
+		"simulate's hosts, a URL": {
+			args: []string{"simulate", "-tls", "-ca-file", "nowhere/ca.pem", "-hosts", "simulator,https://x"},
+			want: `-hosts: "https://x" is neither a host name nor an IP address`,
+		},
+		"simulate's hosts, a port": {
+			args: []string{"simulate", "-tls", "-ca-file", "nowhere/ca.pem", "-hosts", "simulator:8443"},
+			want: `"simulator:8443"`,
+		},
+		"simulate's hosts, a gap": {
+			args: []string{"simulate", "-tls", "-ca-file", "nowhere/ca.pem", "-hosts", "a,,b"}, want: `-hosts: ""`,
+		},
+		"simulate's file, nowhere": {
+			args:   []string{"simulate", "-addr", "127.0.0.1:0", "-tls", "-ca-file", "nowhere/ca.pem"},
+			status: 1, want: "-ca-file: open nowhere/ca.pem: ",
+		},
 		"address in use": {
 			args: []string{"simulate", "-addr", taken.Addr().String()}, status: 1,
-			want: "address already in use",
+			want: ": -addr: listen tcp " + taken.Addr().String() + ": bind: address already in use",
 		},
-		"no address": {args: []string{"simulate", "-addr", "nowhere"}, status: 1, want: "nowhere"},
+		"no address": {args: []string{"simulate", "-addr", "nowhere"}, status: 1, want: "-addr: listen tcp: address nowhere"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -175,10 +193,10 @@ func TestHelp(t *testing.T) {
 	}
 	words = []string{
 		"-addr", "-access-key-id", "-access-key-secret", "-security-token", "-scenes", "-foreign-scenes",
-		"-faults", "POST /issue", "exit status",
+		"-faults", "-tls", "-hosts", "-ca-file", "SSL_CERT_FILE", "POST /issue", "exit status",
 	}
 	for i, typ := 0, reflect.TypeFor[alicaptchatest.Faults](); i < typ.NumField(); i++ {
-		if name := typ.Field(i).Name; name != "_" && name != "TLSDelay" { // it serves no TLS
+		if name := strings.Replace(typ.Field(i).Name, "TLS", "Tls", 1); name != "_" {
 			words = append(words, strings.ToLower(name[:1])+name[1:])
 		}
 	}

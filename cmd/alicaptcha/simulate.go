@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -19,142 +21,232 @@ import (
 const simulateHelp = `usage: alicaptcha simulate [flags]
 
 Simulate serves a simulator of the service until Ctrl-C, for programs in any
-language: point their endpoint at it, and give them its keys. It checks the
-signature of each call, takes a param once and lets it expire.
+language: set their endpoint to its URL, and give them its keys. It checks the
+signature of each call, accepts a param once, and lets params expire.
 
   POST /        VerifyIntelligentCaptcha, version 2023-03-05, signed with
                 ACS3-HMAC-SHA256
-  POST /issue   stands for the browser: {"sceneId":"login"} is answered with
-                {"captchaVerifyParam":"…"}; "code" chooses the verdict that it
-                gets (T001 if not given), "format" v3 (if not given) or v2
+  POST /issue   stands in for the browser: {"sceneId":"login"} is answered with
+                {"captchaVerifyParam":"…"}; "code" is the verdict that the param
+                gets (T001 by default), "format" is v3 (the default) or v2
   GET /AliyunCaptcha.js
-                stands for the vendor's script, with a slider for a challenge
-  POST /faults  sets what is wrong with the service, see below; {} mends it
-  GET /faults   shows it
+                stands in for the vendor's script, with a slider as the challenge
+  POST /faults  sets what is wrong with the service (see below); {} clears it
+  GET /faults   shows what is wrong with the service
 
-Faults, in -faults and in POST /faults, are a JSON object of these:
+The faults, in -faults and in POST /faults, are a JSON object of these members:
 
   latency, jitter, trickle    durations such as "150ms"
-  steps                       durations of the calls to come, added to latency
+  steps                       durations of the next calls, added to latency
   hang                        "headers", "mid-headers" or "body"
   reset                       "request", "mid-request", "headers" or "body"
   closeIdle                   true
-  status, body, contentType   the answer in the place of a verdict
-  throttleShare               0 to 1 of the calls
+  status, body, contentType   the answer in place of a verdict
+  throttleShare               the share of calls that are throttled, 0 to 1
   throttleRate                calls a second that are not throttled
   credentials                 "wrong", "expired", "forbidden" or "overdue"
-  verifyCode                  the verdict, such as "F009" or "T005"
+  verifyCode                  the verdict, such as "F009"; "T005" and "F004" put
+                              the scenes into test mode
+  tlsDelay                    with -tls: how long each TLS handshake is delayed;
+                              one of more than 10s fails
 
-The exit status is 0 after Ctrl-C, 1 if it could not serve, 2 for a wrong use.
-It hands params to whoever asks: it must not guard anything real.
+With -tls it serves HTTPS with a certificate of its own, made at each start. It
+is for localhost, 127.0.0.1, ::1, the address that is served, and -hosts. The
+certificate of the CA that signed it is written to -ca-file, for clients to
+trust: curl has --cacert; on Linux a Go program reads the file that SSL_CERT_FILE
+in its environment names.
+
+The exit status is 0 after Ctrl-C, 1 if it could not serve, 2 for incorrect
+usage. Anyone who can reach the simulator can get params from it: do not use it
+to protect anything.
 `
 
-// shutdownTime is how long calls may go on after Ctrl-C.
-const shutdownTime = 5 * time.Second
+const (
+	// shutdownTime is how long calls may go on after Ctrl-C.
+	shutdownTime = 5 * time.Second
+
+	// headerTime is how long a TLS handshake may take, and a request's header.
+	headerTime = 10 * time.Second
+)
+
+// settings are what the command line of simulate says.
+type settings struct {
+	addr   string
+	cfg    alicaptchatest.Config
+	faults alicaptchatest.Faults
+	secure bool
+	hosts  []string // of the certificate
+	caFile string   // empty without TLS
+}
+
+// parseSettings parses args. It reports false if they ask for help, which it
+// prints, or are in error.
+func parseSettings(args []string, stdout io.Writer) (s settings, ok bool, err error) {
+	flags := flag.NewFlagSet("simulate", flag.ContinueOnError)
+	flags.StringVar(&s.addr, "addr", "127.0.0.1:8081", "the `address` to serve on; port 0 is any free port")
+	flags.StringVar(&s.cfg.AccessKeyID, "access-key-id", "test-id", "the AccessKey `ID` that calls must be signed with")
+	flags.StringVar(&s.cfg.AccessKeySecret, "access-key-secret", "test-secret",
+		"the `secret` of the AccessKey; not a real one, because other users of the machine can see it")
+	flags.StringVar(&s.cfg.SecurityToken, "security-token", "",
+		"the STS `token` that calls must carry; if empty, they must carry none")
+	scenes := flags.String("scenes", "login,signup", "the account's scene `IDs`, separated by commas")
+	foreign := flags.String("foreign-scenes", "", "scene `IDs` of another account (F006), separated by commas")
+	faults := flags.String("faults", "{}",
+		"what is wrong from the start, as a JSON `object` such as {\"hang\":\"headers\"}")
+	flags.BoolVar(&s.secure, "tls", false, "serve HTTPS; requires -ca-file")
+	hosts := flags.String("hosts", "", "more `names` and IP addresses that the certificate is for, separated by commas")
+	flags.StringVar(&s.caFile, "ca-file", "", "the `file` to write the CA's certificate to, in PEM; it is overwritten")
+	if ok, err := parse(flags, args, simulateHelp, stdout); !ok {
+		return settings{}, false, err
+	}
+
+	s.cfg.Scenes = strings.Split(*scenes, ",")
+	if *foreign != "" {
+		s.cfg.ForeignScenes = strings.Split(*foreign, ",")
+	}
+	switch {
+	case s.cfg.AccessKeyID == "" || s.cfg.AccessKeySecret == "":
+		err = errors.New("-access-key-id and -access-key-secret must not be empty")
+	case slices.Contains(s.cfg.Scenes, ""):
+		err = errors.New("-scenes must not contain an empty ID")
+	case slices.Contains(s.cfg.ForeignScenes, ""):
+		err = errors.New("-foreign-scenes must not contain an empty ID")
+	case s.secure && s.caFile == "":
+		err = errors.New("-tls requires -ca-file, by which clients can trust the certificate")
+	case !s.secure && (*hosts != "" || s.caFile != ""):
+		err = errors.New("-hosts and -ca-file require -tls")
+	}
+	if err != nil {
+		return settings{}, false, usageError{err}
+	}
+	if s.hosts, err = parseHosts(*hosts); err != nil {
+		return settings{}, false, usageError{fmt.Errorf("-hosts: %w", err)}
+	}
+	if err := json.Unmarshal([]byte(*faults), &s.faults); err != nil {
+		return settings{}, false, usageError{fmt.Errorf("-faults: %w", err)}
+	}
+	return s, true, nil
+}
 
 // simulate serves until ctx is done.
 func simulate(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	flags := flag.NewFlagSet("simulate", flag.ContinueOnError)
-	addr := flags.String("addr", "127.0.0.1:8081", "the `address` to serve on; port 0 is any that is free")
-	id := flags.String("access-key-id", "test-id", "the AccessKey `ID` that calls must be signed with")
-	secret := flags.String("access-key-secret", "test-secret",
-		"its `secret`; not a real one, as other users of the machine see it")
-	token := flags.String("security-token", "", "the STS `token` that calls must carry; if empty, they must carry none")
-	scenes := flags.String("scenes", "login,signup", "the account's scene `IDs`, separated by commas")
-	foreign := flags.String("foreign-scenes", "", "scene `IDs` of another account (F006)")
-	faultsJSON := flags.String("faults", "{}",
-		"what is wrong from the start, as a JSON `object` such as {\"hang\":\"headers\"}")
-	if ok, err := parse(flags, args, simulateHelp, stdout); !ok {
+	s, ok, err := parseSettings(args, stdout)
+	if !ok {
 		return err
 	}
-	cfg := alicaptchatest.Config{
-		AccessKeyID: *id, AccessKeySecret: *secret, SecurityToken: *token, Scenes: strings.Split(*scenes, ","),
-	}
-	if *foreign != "" {
-		cfg.ForeignScenes = strings.Split(*foreign, ",")
-	}
-	switch {
-	case *id == "" || *secret == "":
-		return usageError{errors.New("-access-key-id and -access-key-secret must not be empty")}
-	case slices.Contains(cfg.Scenes, "") || slices.Contains(cfg.ForeignScenes, ""):
-		return usageError{errors.New("-scenes or -foreign-scenes has an empty ID")}
-	}
-	simulator := alicaptchatest.NewSimulator(cfg)
-	var faults alicaptchatest.Faults
-	err := json.Unmarshal([]byte(*faultsJSON), &faults)
-	if err == nil {
-		err = simulator.SetFaults(faults)
-	}
-	if err != nil {
+	simulator := alicaptchatest.NewSimulator(s.cfg)
+	if err := simulator.SetFaults(s.faults); err != nil {
 		return usageError{fmt.Errorf("-faults: %w", err)}
 	}
 
-	listener, err := net.Listen("tcp", *addr)
+	listener, err := net.Listen("tcp", s.addr)
 	if err != nil {
-		return err
+		return fmt.Errorf("-addr: %w", err)
 	}
 	defer listener.Close()
 	at := *listener.Addr().(*net.TCPAddr)
 	if !at.IP.IsLoopback() {
-		fmt.Fprintf(stderr, "alicaptcha: warning: whoever reaches %s can mint params and set faults; "+
-			"127.0.0.1 is for this machine alone\n", listener.Addr())
+		fmt.Fprintf(stderr, "alicaptcha: warning: anyone who can reach %s can get params and set faults; "+
+			"127.0.0.1 can be reached from this machine only\n", listener.Addr())
 	}
 	if at.IP.IsUnspecified() {
 		at.IP = net.IPv4(127, 0, 0, 1)
 	}
-	if _, err := io.WriteString(stdout, banner("http://"+at.String(), cfg, faults)); err != nil {
+
+	// HTTP/1.1, because faults such as a reset are those of a whole connection.
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	// No WriteTimeout: an answer may be an hour late.
+	server := &http.Server{
+		Handler: simulator, ReadHeaderTimeout: headerTime, IdleTimeout: time.Minute, Protocols: protocols,
+	}
+	scheme, serve := "http", server.Serve
+	if s.secure {
+		certificate, ca, err := newCertificate(append([]string{"localhost", "127.0.0.1", "::1", at.IP.String()}, s.hosts...))
+		if err != nil {
+			return fmt.Errorf("-hosts: %w", err)
+		}
+		// The listener accepts connections already, so the file also says that.
+		if err := os.WriteFile(s.caFile, ca, 0o644); err != nil {
+			return fmt.Errorf("-ca-file: %w", err)
+		}
+		server.TLSConfig = delayedTLS(certificate, simulator)
+		scheme, serve = "https", func(l net.Listener) error { return server.ServeTLS(l, "", "") }
+	}
+	if _, err := io.WriteString(stdout, s.banner(scheme+"://"+at.String())); err != nil {
 		return err
 	}
 
-	// No WriteTimeout: an answer may be an hour late.
-	server := &http.Server{Handler: simulator, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: time.Minute}
 	failed := make(chan error, 1)
-	go func() { failed <- server.Serve(listener) }()
+	go func() { failed <- serve(listener) }()
 	select {
 	case err := <-failed:
 		return err
 	case <-ctx.Done():
 	}
-	// Else a call that hangs would hold up the end.
+	// Without this a call that hangs would delay the end.
 	if err := simulator.SetFaults(alicaptchatest.Faults{}); err != nil {
 		return err
 	}
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTime)
 	defer cancel()
-	if server.Shutdown(bounded) != nil { // a client that does not read, say
+	if server.Shutdown(bounded) != nil { // for example because a client does not read
 		server.Close()
 	}
 	return nil
 }
 
+// delayedTLS returns a configuration with certificate, whose handshakes are
+// delayed by the simulator's TLSDelay.
+func delayedTLS(certificate tls.Certificate, simulator *alicaptchatest.Simulator) *tls.Config {
+	return &tls.Config{
+		Certificates: []tls.Certificate{certificate},
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			delay := simulator.Faults().TLSDelay
+			end := time.Now().Add(min(delay, headerTime)) // the server gives up then
+			for simulator.Faults().TLSDelay == delay && time.Now().Before(end) {
+				time.Sleep(min(10*time.Millisecond, time.Until(end)))
+			}
+			return nil, nil
+		},
+	}
+}
+
 // banner returns what is printed at the start.
-func banner(url string, cfg alicaptchatest.Config, faults alicaptchatest.Faults) string {
+func (s settings) banner(url string) string {
 	var b strings.Builder
 	line := func(label, value string) { fmt.Fprintf(&b, "%-19s%s\n", label+":", value) }
 	curl := func(path string, body any) {
-		b.WriteString("curl -sS " + quoted(url+path))
+		b.WriteString("curl -sS ")
+		if s.caFile != "" {
+			b.WriteString("--cacert " + quoted(s.caFile) + " ")
+		}
+		b.WriteString(quoted(url + path))
 		if body != nil {
 			b.WriteString(" -d " + quoted(marshal(body)))
 		}
 		b.WriteByte('\n')
 	}
 	line("URL", url)
-	line("Access key ID", cfg.AccessKeyID)
-	line("Access key secret", cfg.AccessKeySecret)
-	if cfg.SecurityToken != "" {
-		line("Security token", cfg.SecurityToken)
+	if s.caFile != "" {
+		line("CA certificate", s.caFile)
 	}
-	line("Scenes", strings.Join(cfg.Scenes, ", "))
-	if len(cfg.ForeignScenes) > 0 {
-		line("Foreign scenes", strings.Join(cfg.ForeignScenes, ", "))
+	line("Access key ID", s.cfg.AccessKeyID)
+	line("Access key secret", s.cfg.AccessKeySecret)
+	if s.cfg.SecurityToken != "" {
+		line("Security token", s.cfg.SecurityToken)
 	}
-	if text := marshal(faults); text != "{}" {
+	line("Scenes", strings.Join(s.cfg.Scenes, ", "))
+	if len(s.cfg.ForeignScenes) > 0 {
+		line("Foreign scenes", strings.Join(s.cfg.ForeignScenes, ", "))
+	}
+	if text := marshal(s.faults); text != "{}" {
 		line("Faults", text)
 	}
-	b.WriteString("Mint a param that passes, and one that does not:\n")
-	curl("/issue", alicaptchatest.Issue{SceneID: cfg.Scenes[0]})
-	curl("/issue", alicaptchatest.Issue{SceneID: cfg.Scenes[0], Code: "F001"})
-	b.WriteString("Have the service hang, see what is wrong, mend it:\n")
+	b.WriteString("Get a param that passes, and one that does not:\n")
+	curl("/issue", alicaptchatest.Issue{SceneID: s.cfg.Scenes[0]})
+	curl("/issue", alicaptchatest.Issue{SceneID: s.cfg.Scenes[0], Code: "F001"})
+	b.WriteString("Make the service hang, show what is wrong, clear it:\n")
 	curl("/faults", alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders})
 	curl("/faults", nil)
 	curl("/faults", alicaptchatest.Faults{})
@@ -162,7 +254,7 @@ func banner(url string, cfg alicaptchatest.Config, faults alicaptchatest.Faults)
 	return b.String()
 }
 
-// marshal returns v in JSON; all that it is called with has one.
+// marshal returns v in JSON, which must be possible.
 func marshal(v any) string {
 	text, err := json.Marshal(v)
 	if err != nil {
@@ -171,5 +263,5 @@ func marshal(v any) string {
 	return string(text)
 }
 
-// quoted returns s for a shell.
+// quoted returns s in quotes for a shell.
 func quoted(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }

@@ -3,10 +3,16 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"strings"
@@ -39,14 +45,14 @@ func read(t *testing.T, resp *http.Response) string {
 	return string(body)
 }
 
-// simulation is a simulator that has printed its lines.
-type simulation struct {
+// running is a simulator that has printed its lines.
+type running struct {
 	lines []string
 	stop  func(os.Signal) result
 }
 
 // startSimulator runs simulate on a free port until the test ends.
-func startSimulator(t *testing.T, args ...string) (url string, s simulation) {
+func startSimulator(t *testing.T, args ...string) (url string, s running) {
 	t.Helper()
 	var stderr bytes.Buffer
 	cmd := program(t, nil, append([]string{"simulate", "-addr", "127.0.0.1:0"}, args...)...)
@@ -82,7 +88,7 @@ func startSimulator(t *testing.T, args ...string) (url string, s simulation) {
 }
 
 // value returns what follows label.
-func (s simulation) value(t *testing.T, label string) string {
+func (s running) value(t *testing.T, label string) string {
 	t.Helper()
 	for _, line := range s.lines {
 		if v, ok := strings.CutPrefix(line, label+":"); ok {
@@ -162,7 +168,7 @@ func TestSimulateWarnsWhereOthersReachIt(t *testing.T) {
 	got := s.stop(os.Interrupt)
 	require.Zero(t, got.status)
 	require.Equal(t, 1, strings.Count(got.stderr, "\n"), got.stderr)
-	require.Contains(t, got.stderr, "warning: whoever reaches")
+	require.Contains(t, got.stderr, "warning: anyone who can reach")
 }
 
 // A call that hangs does not hold up the end, and has its answer before it.
@@ -186,5 +192,142 @@ func TestSimulateStops(t *testing.T) {
 			_, err = client.Get(url)
 			require.Error(t, err)
 		})
+	}
+}
+
+// trusting returns a Transport that trusts the CA in the file alone, and connects
+// every host to the server at addr.
+func trusting(t *testing.T, caFile, addr string) *http.Transport {
+	t.Helper()
+	ca, err := os.ReadFile(caFile)
+	require.NoError(t, err)
+	roots := x509.NewCertPool()
+	require.True(t, roots.AppendCertsFromPEM(ca))
+	transport := &http.Transport{
+		TLSClientConfig:   &tls.Config{RootCAs: roots},
+		ForceAttemptHTTP2: true, // which the simulator does not speak
+		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, network, addr)
+		},
+	}
+	t.Cleanup(transport.CloseIdleConnections)
+	return transport
+}
+
+func TestSimulateTLS(t *testing.T) {
+	t.Parallel()
+	caFile := filepath.Join(t.TempDir(), "it's ca.pem")
+	url, s := startSimulator(t, "-tls", "-ca-file", caFile, "-hosts", "simulator,192.0.2.7,2001:db8::7",
+		"-access-key-id", keyID, "-access-key-secret", secret)
+	addr, ok := strings.CutPrefix(url, "https://")
+	require.True(t, ok, url)
+	require.Equal(t, caFile, s.value(t, "CA certificate"))
+	commands := 0
+	for _, line := range s.lines {
+		if strings.HasPrefix(line, "curl ") {
+			commands++
+			prefix := "curl -sS --cacert '" + strings.ReplaceAll(caFile, "'", `'\''`) + "' '" + url + "/"
+			require.True(t, strings.HasPrefix(line, prefix), line)
+		}
+	}
+	require.Equal(t, 5, commands)
+
+	transport := trusting(t, caFile, addr)
+	browser := &http.Client{Timeout: 20 * time.Second, Transport: transport}
+	ask := func(path, body string) string {
+		t.Helper()
+		resp, err := browser.Post("https://localhost"+path, "application/json", strings.NewReader(body))
+		require.NoError(t, err)
+		return read(t, resp)
+	}
+
+	t.Run("certificate", func(t *testing.T) {
+		for _, name := range []string{"simulator", "localhost", "127.0.0.1", "[::1]", "192.0.2.7", "[2001:db8::7]"} {
+			resp, err := browser.Get("https://" + name + "/faults")
+			require.NoError(t, err, name)
+			require.Equal(t, "{}", read(t, resp))
+			leaf := resp.TLS.PeerCertificates[0]
+			require.False(t, leaf.IsCA)
+			require.Equal(t, "HTTP/1.1", resp.Proto)
+		}
+		for _, name := range []string{"simulator.example", "example", "127.0.0.2"} {
+			_, err := browser.Get("https://" + name + "/faults")
+			_, ok := errors.AsType[x509.HostnameError](err)
+			require.True(t, ok, "%s: %v", name, err)
+		}
+		_, err := client.Get(url) // knows nothing of the CA
+		_, ok := errors.AsType[x509.UnknownAuthorityError](err)
+		require.True(t, ok, err)
+	})
+
+	// As in Docker Compose: another host than loopback, and a port.
+	t.Run("Client", func(t *testing.T) {
+		verifier, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
+			Endpoint: "https://simulator:8443", AccessKeyID: keyID, AccessKeySecret: secret, Transport: transport,
+		})
+		require.NoError(t, err)
+		require.Equal(t, "https://simulator:8443/", verifier.Endpoint())
+		var issued struct{ CaptchaVerifyParam string }
+		require.NoError(t, json.Unmarshal([]byte(ask("/issue", `{"sceneId":"login"}`)), &issued))
+		for _, want := range []alicaptcha.Code{alicaptcha.T001, alicaptcha.F018} {
+			got, err := verifier.Verify(t.Context(), alicaptcha.Request{Param: issued.CaptchaVerifyParam, SceneID: "login"})
+			require.NoError(t, err)
+			require.Equal(t, want, got.Code)
+		}
+	})
+	t.Run("SSL_CERT_FILE", func(t *testing.T) {
+		if runtime.GOOS != "linux" {
+			return // it is read there
+		}
+		tunnel, asked := proxy(t, addr)
+		vars := with("HTTPS_PROXY", "http://"+tunnel, "SSL_CERT_FILE", caFile, "SSL_CERT_DIR", t.TempDir())
+		got, f := examine(t, vars, "-endpoint", "https://simulator:8443", "-scene", "login")
+		require.Equal(t, "oooooooo-", got)
+		require.Contains(t, f.Checks[1].Detail, "simulator:8443 through the proxy "+tunnel+" answered")
+		require.Contains(t, asked(), "CONNECT simulator:8443")
+	})
+
+	t.Run("delay", func(t *testing.T) {
+		require.Equal(t, `{"tlsDelay":"1h0m0s"}`, ask("/faults", `{"tlsDelay":"1h"}`)) // a connection that lasts
+		dial := func(ctx context.Context) error {
+			conn, err := (&tls.Dialer{Config: transport.TLSClientConfig}).DialContext(ctx, "tcp", addr)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		}
+		short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, dial(short), context.DeadlineExceeded)
+		waiting := make(chan error, 1)
+		go func() { waiting <- dial(t.Context()) }()
+		require.Equal(t, "{}", ask("/faults", "{}"))
+		require.NoError(t, <-waiting)
+	})
+
+	if runtime.GOOS == "windows" {
+		return // there a process cannot send the signal
+	}
+	ask("/faults", `{"tlsDelay":"1h"}`)
+	got := s.stop(os.Interrupt)
+	require.Zero(t, got.status, got.stderr)
+	require.Empty(t, got.stdout)
+}
+
+// A start does not keep the certificate of the one before, nor leave it behind.
+func TestSimulateTLSAgain(t *testing.T) {
+	t.Parallel()
+	caFile := filepath.Join(t.TempDir(), "ca.pem")
+	require.NoError(t, os.WriteFile(caFile, bytes.Repeat([]byte("x"), 10_000), 0o600))
+	for range 2 {
+		addr := "127.0.0.1:0"
+		if runtime.GOOS == "linux" {
+			addr = "127.0.0.2:0" // elsewhere it is not there
+		}
+		url, _ := startSimulator(t, "-tls", "-ca-file", caFile, "-addr", addr)
+		transport := trusting(t, caFile, strings.TrimPrefix(url, "https://"))
+		resp, err := (&http.Client{Timeout: 20 * time.Second, Transport: transport}).Get(url + "/faults")
+		require.NoError(t, err)
+		require.Equal(t, "{}", read(t, resp))
 	}
 }
