@@ -6,8 +6,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Each row of the table of the service's codes can be reached, and says what it is
-// about and what to do.
+// Each row of the table of the service's codes can be reached, and has a check and
+// a remedy.
 func TestServiceCodes(t *testing.T) {
 	t.Parallel()
 	for _, row := range serviceCodes {

@@ -100,7 +100,7 @@ func TestClientDiagnose(t *testing.T) {
 				require.ErrorContains(t, err, want)
 			}
 			requireNothingShown(t, err)
-			// What is wrong, then what to do, each in one line.
+			// The error says what is wrong, then what to do.
 			fault, ok := errors.AsType[*alicaptcha.Error](err)
 			require.True(t, ok)
 			remedy, ok := strings.CutPrefix(err.Error(), fault.Error()+": ")

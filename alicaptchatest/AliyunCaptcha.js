@@ -1,10 +1,11 @@
-// The stand-in for the vendor's script of the same name, served by a Simulator
-// of alicaptchatest. It hands out params for a moved slider: it guards nothing.
+// A stand-in for the vendor's script of the same name, served by a Simulator of
+// alicaptchatest. It issues a param to anyone who moves a slider, so it protects
+// nothing.
 (() => {
   "use strict";
 
   const simulator = new URL(document.currentScript.src).origin;
-  const account = window.AliyunCaptchaConfig; // as the vendor's, only what was set before the script
+  const account = window.AliyunCaptchaConfig; // like the vendor's script, which must be configured before it loads
 
   const words = {
     en: {
@@ -27,7 +28,7 @@
     },
   };
 
-  // In a sheet of its own: a page's Content-Security-Policy may forbid style elements.
+  // A constructed style sheet, because the page's Content-Security-Policy may forbid style elements.
   const style = new CSSStyleSheet();
   style.replaceSync(`
     :host { display: block; color-scheme: light dark; }
@@ -53,8 +54,9 @@
     :focus-visible { outline: 3px solid var(--accent); outline-offset: 2px; }
   `);
 
-  // A slider is one challenge after another. solve is called with each param,
-  // and returns whether the challenge is over, or a promise of it.
+  // slider creates a slider, which presents one challenge after another. It calls
+  // solve with each param. solve returns whether the challenge is over, or a promise
+  // of that.
   function slider(options, text, solve) {
     const box = document.createElement("div");
     box.innerHTML = `<label for="slider"></label><input id="slider" type="range" min="0" max="100" value="0" aria-describedby="hint">
@@ -93,7 +95,7 @@
       input.focus();
     }
 
-    // A key changes it step by step. Let go of by hand on the way, it slides back.
+    // The keys move it in steps. Released by a pointer before the end, it slides back.
     let dragged = false;
     input.addEventListener("pointerdown", () => { dragged = true; });
     input.addEventListener("change", () => {
@@ -109,13 +111,13 @@
       console.error("AliyunCaptcha.js (simulator):", msg);
       options.onError?.({code: "SIMULATOR", msg});
     };
-    if (!account?.region || !account?.prefix) return fault("window.AliyunCaptchaConfig with region and prefix has to be set before the script loads");
+    if (!account?.region || !account?.prefix) return fault("window.AliyunCaptchaConfig must be set, with region and prefix, before the script loads");
     if (!options.SceneId) return fault("SceneId is missing");
     if (options.mode !== "popup" && options.mode !== "embed") return fault('mode must be "popup" or "embed"');
     const v2 = options.captchaVerifyCallback;
-    if (!v2 && typeof options.success !== "function") return fault("success is missing (V3), or captchaVerifyCallback (V2)");
+    if (!v2 && typeof options.success !== "function") return fault("success (V3) or captchaVerifyCallback (V2) is missing");
     const element = document.querySelector(options.element), button = document.querySelector(options.button);
-    if (!element || !button) return fault("element and button must be those of the page");
+    if (!element || !button) return fault("element and button must be selectors of elements on the page");
 
     const text = words[options.language === "cn" || options.language === "tw" ? "cn" : "en"];
     const host = document.createElement("div");
@@ -123,8 +125,8 @@
     root.adoptedStyleSheets = [style];
     element.append(host);
 
-    // V3: the param goes to success, once. V2: the page says what the server
-    // made of the param, and after a refusal there is a new challenge.
+    // V3: success receives the param, once. V2: the page returns the server's
+    // verdict on the param, and a rejection is followed by a new challenge.
     async function hand(param) {
       if (!v2) {
         close();
@@ -146,7 +148,7 @@
       return true;
     }
 
-    let waiting = null; // a V2 param in an embedded slider waits for the button
+    let waiting = null; // an embedded slider keeps a V2 param until the button is clicked
     const challenge = slider(options, text, (param) => {
       if (options.mode === "popup" || !v2) return hand(param);
       return new Promise((resolve) => { waiting = () => resolve(hand(param)); });

@@ -14,7 +14,7 @@ import (
 )
 
 func ExampleStart() {
-	t := &fakeTB{TB: new(testing.T)} // in a test: its *testing.T
+	t := &fakeTB{TB: new(testing.T)} // in a test, use its *testing.T
 	defer t.cleanup()
 
 	srv := alicaptchatest.Start(t, alicaptchatest.Config{})
@@ -37,7 +37,7 @@ func ExampleStart() {
 	// 200 Success login F018
 }
 
-// A Simulator is an http.Handler, so that it can also run without a test.
+// A Simulator is an http.Handler, so it can also be served outside a test.
 func ExampleNewSimulator() {
 	sim := alicaptchatest.NewSimulator(alicaptchatest.Config{Scenes: []string{"checkout"}})
 	srv := httptest.NewServer(sim)
@@ -62,9 +62,9 @@ func ExampleNewSimulator() {
 	// Output: false F001 <nil>
 }
 
-// Like Start, over TLS; what Client returns trusts the certificate.
+// StartTLS is like Start, but over HTTPS. The Client trusts the certificate.
 func ExampleStartTLS() {
-	t := &fakeTB{TB: new(testing.T)} // in a test: its *testing.T
+	t := &fakeTB{TB: new(testing.T)} // in a test, use its *testing.T
 	defer t.cleanup()
 
 	srv := alicaptchatest.StartTLS(t, alicaptchatest.Config{})
@@ -92,7 +92,7 @@ func ExampleFailing() {
 	// Output: service_timeout
 }
 
-// code returns how a login ends at a gate with v.
+// code returns the Code of a login behind a gate with v.
 func code(v alicaptcha.Verifier) alicaptcha.Code {
 	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: v, SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -103,7 +103,7 @@ func code(v alicaptcha.Verifier) alicaptcha.Code {
 	return captcha.Check(r).Code
 }
 
-// A handler that stands behind a gate in production, tested without one.
+// In production the handler is behind the middleware; the test needs none.
 func ExampleNewContext() {
 	handler := func(w http.ResponseWriter, r *http.Request) {
 		outcome, _ := alicaptcha.FromContext(r.Context())
@@ -119,7 +119,7 @@ func ExampleNewContext() {
 }
 
 func ExampleAssertProtected() {
-	t := &fakeTB{TB: new(testing.T)} // in a test: its *testing.T
+	t := &fakeTB{TB: new(testing.T)} // in a test, use its *testing.T
 	defer t.cleanup()
 
 	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "login"})

@@ -25,15 +25,16 @@ const (
 	maxFaultsBody = 1 << 20
 )
 
-// AccountRate is how many calls a second the service lets an account make
-// unless it is told otherwise: a value for Faults.ThrottleRate.
+// AccountRate is the service's default limit on the calls of an account, in calls
+// a second. It is a value for Faults.ThrottleRate.
 const AccountRate = 1000
 
-// A Stage is a point in a call, see [Faults].
+// Stage is a point in a call, for [Faults].
 type Stage string
 
-// The stages of a call, in their order. Before StageHeaders the param is not
-// spent; from there on it is, and a client that sends it again is told so.
+// The stages of a call, in order. A call that ends before StageHeaders does not
+// spend its param; one that ends there or later does, and the verdict on a second
+// call with the param says so.
 const (
 	StageRequest    Stage = "request"     // before the body is read
 	StageMidRequest Stage = "mid-request" // when half of the body is read
@@ -42,63 +43,66 @@ const (
 	StageBody       Stage = "body"        // in the middle of its body
 )
 
-// Faults are what is wrong with the service; the zero Faults are nothing. In
-// JSON, as POST /faults has it, members have the fields' names in camelCase and
-// durations are texts such as "150ms". No delay may be longer than an hour.
+// Faults describes what is wrong with the service. The zero value means nothing
+// is. In JSON, as in POST /faults, the members have the names of the fields in
+// camelCase, and durations are strings such as "150ms". No delay may be longer than
+// an hour.
 //
-// Status, Throttle… and Credentials take the verdict's place for calls that are
-// well signed; where several apply, Credentials come first and Status last, and
-// the param is not spent. The verdict is taken before any Latency: a call that
-// is given up during it has spent its param. A body that is too large or breaks
-// off is answered as ever.
+// Credentials, ThrottleShare, ThrottleRate and Status take the place of a verdict
+// on calls with a valid signature, and the param is not spent; if several apply,
+// Credentials wins over throttling, and throttling over Status. The verdict is
+// reached before any Latency, so a call that is abandoned during the Latency has
+// spent its param. A body that is too large or incomplete is answered as if there
+// were no faults.
 type Faults struct {
-	// Latency is how much later each call is answered, if it is at all.
+	// Latency is how long each answer is delayed.
 	Latency time.Duration
 
-	// Jitter is up to how much more, evenly distributed.
+	// Jitter is the largest random delay that is added to Latency. The delays are
+	// evenly distributed.
 	Jitter time.Duration
 
-	// Steps are added to Latency: the first to that of the first call after
-	// the switch, and so on; the last one to those of all that follow.
+	// Steps are added to Latency: the first one for the first call after the
+	// faults are set, and so on, and the last one for all calls after that.
 	Steps []time.Duration
 
-	// Hang is where each call hangs, StageHeaders, StageMidHeaders or
-	// StageBody, until the client goes away, the faults are changed (then it
-	// goes on), or the Server stops. Over HTTP/2 StageMidHeaders is
+	// Hang is where each call hangs: StageHeaders, StageMidHeaders or StageBody.
+	// It hangs until the client goes away, the faults are changed (the call then
+	// continues), or the Server stops. Over HTTP/2, StageMidHeaders means
 	// StageHeaders.
 	Hang Stage
 
-	// Trickle makes the answer's body come a byte at a time, so long apart.
+	// Trickle is the pause after each byte of the answer's body.
 	Trickle time.Duration
 
 	// Reset is where the connection is reset: StageRequest, StageMidRequest,
-	// StageHeaders or StageBody. Over HTTP/2 it is the call's stream only.
+	// StageHeaders or StageBody. Over HTTP/2, only the stream of the call is reset.
 	Reset Stage
 
-	// CloseIdle closes each connection after its answer without a word of it
-	// in the answer, as a server's idle timeout does: a client may use it for
-	// a call just then. It does nothing over HTTP/2.
+	// CloseIdle closes each connection after its answer without announcing it in
+	// the answer, as a server's idle timeout does, so that a client may be using
+	// the connection for its next call just then. It has no effect over HTTP/2.
 	CloseIdle bool
 
-	// Status is the answer's in place of any verdict, 200 to 999, with Body
-	// and ContentType as they are here. An empty ContentType is not sent.
+	// Status is the status of an answer in place of any verdict, 200 to 999. Body
+	// and ContentType are sent as they are; an empty ContentType is not sent.
 	Status      int
 	Body        string
 	ContentType string
 
-	// ThrottleShare is how many of the calls, 0 to 1, are throttled whatever
-	// their rate: answered 503 Throttling.User. (400 and 429 have been seen
-	// too; 503 is what a client may take for an outage if it does not look
-	// at the Code.)
+	// ThrottleShare is the share of calls, 0 to 1, that are throttled whatever
+	// their rate, which means answered with 503 and the Code Throttling.User. (The
+	// service has been seen to use 400 and 429 as well. A client that ignores the
+	// Code mistakes a 503 for an outage.)
 	ThrottleShare float64
 
-	// ThrottleRate is how many calls a second the account may make, after a
-	// burst of as many; those above are throttled. The service's own default
-	// is AccountRate. If zero, there is no limit.
+	// ThrottleRate is the limit on calls a second, with a burst of one second's
+	// worth; calls above it are throttled. The service's own default is
+	// AccountRate. Zero means no limit.
 	ThrottleRate float64
 
-	// Credentials is what is wrong with the account, however well a call is
-	// signed:
+	// Credentials is what is wrong with the account, even if the signature is
+	// valid:
 	//
 	//	"wrong"      404 InvalidAccessKeyId.NotFound
 	//	"expired"    400 InvalidSecurityToken.Expired
@@ -113,8 +117,9 @@ type Faults struct {
 	// was never issued. Whether the service does the same is not known.
 	VerifyCode alicaptcha.Code
 
-	// TLSDelay is how much later the TLS handshake of a new connection begins,
-	// whatever the connection is for, /faults included. Only StartTLS has it.
+	// TLSDelay is how long the TLS handshake of each new connection is delayed,
+	// including connections for /faults. It needs StartTLS or the command
+	// "alicaptcha simulate -tls".
 	TLSDelay time.Duration
 
 	_ [0]func() // fields by name only
@@ -133,7 +138,7 @@ var credentialFaults = map[string]answer{
 	},
 }
 
-// check returns what no service can have.
+// check returns an error if the fields contradict each other or are out of range.
 func (f Faults) check() error {
 	delays := append([]time.Duration{f.Latency, f.Jitter, f.Trickle, f.TLSDelay}, f.Steps...)
 	odd := func(d time.Duration) bool { return d < 0 || d > maxDelay }
@@ -149,18 +154,18 @@ func (f Faults) check() error {
 	case !slices.Contains([]Stage{"", StageRequest, StageMidRequest, StageHeaders, StageBody}, f.Reset):
 		return fmt.Errorf("alicaptchatest: the reset is %q; it must be %q, %q, %q or %q",
 			string(f.Reset), StageRequest, StageMidRequest, StageHeaders, StageBody)
-	case f.Status != 0 && (f.Status < 200 || f.Status > 999): // after 1xx net/http sends another
+	case f.Status != 0 && (f.Status < 200 || f.Status > 999): // net/http sends another after 1xx
 		return fmt.Errorf("alicaptchatest: the status is %d; it must be 200 to 999", f.Status)
 	case f.Status == 0 && (f.Body != "" || f.ContentType != ""):
-		return errors.New("alicaptchatest: a body or its type without a status")
+		return errors.New("alicaptchatest: a body and its type require a status")
 	case bodiless && f.Body != "":
-		return fmt.Errorf("alicaptchatest: an answer of status %d has no body", f.Status)
+		return fmt.Errorf("alicaptchatest: an answer with status %d cannot have a body", f.Status)
 	case f.Status != 0 && f.Body == "" && (f.Hang == StageBody || f.Reset == StageBody):
-		return errors.New("alicaptchatest: a fault in the middle of an empty body")
-	case !(f.ThrottleShare >= 0 && f.ThrottleShare <= 1): // so that NaN is refused
+		return errors.New("alicaptchatest: a fault in the middle of the body requires a body")
+	case !(f.ThrottleShare >= 0 && f.ThrottleShare <= 1): // refuses NaN as well
 		return fmt.Errorf("alicaptchatest: the throttled share is %v; it must be 0 to 1", f.ThrottleShare)
 	case !(f.ThrottleRate >= 0) || math.IsInf(f.ThrottleRate, 0):
-		return fmt.Errorf("alicaptchatest: the rate is %v; it must be 0, for no limit, or a number above", f.ThrottleRate)
+		return fmt.Errorf("alicaptchatest: the rate is %v; it must be positive, or 0 for no limit", f.ThrottleRate)
 	case f.VerifyCode != "" && !isVerdict(f.VerifyCode):
 		return fmt.Errorf("alicaptchatest: the code is %q; it must be T or F and three digits", string(f.VerifyCode))
 	case f.Credentials != "" && !known:
@@ -170,7 +175,7 @@ func (f Faults) check() error {
 	return nil
 }
 
-// faultsJSON is Faults in JSON.
+// faultsJSON is the form of Faults in JSON.
 type faultsJSON struct {
 	Latency       jsonDuration    `json:"latency,omitzero"`
 	Jitter        jsonDuration    `json:"jitter,omitzero"`
@@ -212,8 +217,8 @@ func (f Faults) MarshalJSON() ([]byte, error) {
 	})
 }
 
-// UnmarshalJSON sets f to the JSON object in text. It returns an error for a
-// member that Faults do not have, and for null.
+// UnmarshalJSON sets f to the JSON object in text. It returns an error if text has
+// an unknown member or is null.
 func (f *Faults) UnmarshalJSON(text []byte) error {
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
@@ -222,7 +227,7 @@ func (f *Faults) UnmarshalJSON(text []byte) error {
 		return err
 	}
 	if in == nil {
-		return errors.New("null is no object")
+		return errors.New("null is not an object")
 	}
 	*f = Faults{
 		Latency: time.Duration(in.Latency), Jitter: time.Duration(in.Jitter),
@@ -237,9 +242,9 @@ func (f *Faults) UnmarshalJSON(text []byte) error {
 	return nil
 }
 
-// SetFaults puts f in the place of all faults so far, or returns an error where
-// its fields do not allow it. What hangs or waits goes on at once, without
-// faults; throttling begins anew, with the whole burst.
+// SetFaults replaces all faults with f, or returns an error if f is not valid.
+// Calls that hang or wait continue at once, without faults. Throttling starts
+// again with a full burst.
 func (s *Simulator) SetFaults(f Faults) error {
 	if err := f.check(); err != nil {
 		return err
@@ -267,7 +272,7 @@ func (s *Simulator) serveFaults(w http.ResponseWriter, r *http.Request) {
 	case http.MethodPost:
 		var f Faults
 		err := readJSON(w, r, maxFaultsBody, &f)
-		if err == io.EOF { // nothing at all
+		if err == io.EOF { // an empty body
 			err = nil
 		}
 		if err != nil {
@@ -286,13 +291,13 @@ func (s *Simulator) serveFaults(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, s.Faults())
 }
 
-// An outage is Faults in force.
+// outage is Faults in force.
 type outage struct {
 	Faults
-	over   context.Context // done when others have taken their place
+	over   context.Context // done when they are replaced
 	end    context.CancelFunc
 	bucket *rate.Limiter
-	calls  int // so far; Simulator.mu guards it
+	calls  int // so far; guarded by Simulator.mu
 }
 
 func newOutage(life context.Context, f Faults) *outage {
@@ -305,7 +310,7 @@ func newOutage(life context.Context, f Faults) *outage {
 	return &outage{Faults: f, over: over, end: end, bucket: rate.NewLimiter(limit, int(burst))}
 }
 
-// enter returns the outage that a call falls into and the latency it gets.
+// enter returns the outage for a new call, and the latency of the call.
 func (s *Simulator) enter() (*outage, time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -321,8 +326,8 @@ func (s *Simulator) enter() (*outage, time.Duration) {
 	return o, latency
 }
 
-// instead returns what a well-signed call is answered in place of a verdict, or
-// nil.
+// instead returns the answer to a call with a valid signature in place of a
+// verdict, or nil.
 func (s *Simulator) instead(o *outage) *answer {
 	if a, ok := credentialFaults[o.Credentials]; ok {
 		return &a
@@ -334,7 +339,7 @@ func (s *Simulator) instead(o *outage) *answer {
 		return &answer{status: 503, code: "Throttling.User", message: "Request was denied due to user flow control."}
 	}
 	if o.Status != 0 {
-		header := http.Header{"Content-Type": nil} // else net/http makes one up
+		header := http.Header{"Content-Type": nil} // or net/http would detect one
 		if o.ContentType != "" {
 			header.Set("Content-Type", o.ContentType)
 		}
@@ -343,11 +348,12 @@ func (s *Simulator) instead(o *outage) *answer {
 	return nil
 }
 
-// isOver reports whether other faults have taken the place of o's.
+// isOver reports whether o has been replaced.
 func (o *outage) isOver() bool { return o.over.Err() != nil }
 
-// wait returns after d, or when o is over. Where ctx is done first it ends the
-// handler, by the panic that net/http has for it: a return would be an answer.
+// wait returns after d, or when o is over. If ctx is done first, it aborts the
+// handler by the panic that net/http has for it, because a return would send an
+// answer.
 func (o *outage) wait(ctx context.Context, d time.Duration) {
 	if d == 0 {
 		return
@@ -362,18 +368,18 @@ func (o *outage) wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// hang is wait for ever.
+// hang waits without a limit.
 func (o *outage) hang(ctx context.Context) { o.wait(ctx, math.MaxInt64) }
 
-// A line is the connection of one call. If conn is nil, it is net/http's.
+// line is the connection of a call. If conn is nil, net/http owns the connection.
 type line struct {
 	w    http.ResponseWriter
 	ctx  context.Context
 	conn net.Conn
 }
 
-// takeOver takes the connection from net/http, and reports false where that
-// does not give it away: over HTTP/2.
+// takeOver takes the connection from net/http. It reports false if net/http does
+// not give it away, which is the case over HTTP/2.
 func (l *line) takeOver() bool {
 	if l.conn != nil {
 		return true
@@ -384,27 +390,28 @@ func (l *line) takeOver() bool {
 	}
 	ctx, cancel := context.WithCancel(l.ctx)
 	l.ctx, l.conn = ctx, conn
-	go func() { // net/http no longer looks whether the client is there
+	go func() { // net/http no longer notices that the client is gone
 		defer cancel()
 		io.Copy(io.Discard, conn)
 	}()
 	return true
 }
 
-// close closes a connection that was taken over, which net/http does not.
+// close closes a connection that was taken over, because net/http does not.
 func (l *line) close() {
 	if l.conn != nil {
 		l.conn.Close()
 	}
 }
 
-// reset panics where only net/http can reset the call, as the handler's end.
+// reset resets the connection. It panics if only net/http can do that, at the end of
+// the handler.
 func (l *line) reset() {
 	if !l.takeOver() {
 		panic(http.ErrAbortHandler)
 	}
 	conn := l.conn
-	for { // below TLS, whose Close would say goodbye
+	for { // below TLS, whose Close would send an alert
 		above, ok := conn.(interface{ NetConn() net.Conn })
 		if !ok {
 			break
@@ -417,7 +424,7 @@ func (l *line) reset() {
 	conn.Close()
 }
 
-// write sends p, slowly if o has it so. Its errors are nobody's: a client that
+// write sends p, with pauses if o has a Trickle. Errors are ignored: a client that
 // went away ends the next wait.
 func (l *line) write(o *outage, p []byte) {
 	to := io.Writer(l.w)
@@ -439,7 +446,8 @@ func (l *line) flush() {
 	}
 }
 
-// resetRequest resets r's connection before r is read, or when half of it is.
+// resetRequest resets the connection of r before the body is read, or after half
+// of it.
 func (o *outage) resetRequest(w http.ResponseWriter, r *http.Request) {
 	if o.Reset == StageMidRequest {
 		io.CopyN(io.Discard, r.Body, r.ContentLength/2+1) // the length may be -1
@@ -449,8 +457,8 @@ func (o *outage) resetRequest(w http.ResponseWriter, r *http.Request) {
 	l.reset()
 }
 
-// deliver sends a as o has it. It calls sent when the headers are about to be
-// complete.
+// deliver sends a with the faults of o. It calls sent just before the last of the
+// headers.
 func (o *outage) deliver(w http.ResponseWriter, r *http.Request, a reply, latency time.Duration, sent func()) {
 	l := &line{w: w, ctx: r.Context()}
 	defer l.close()
@@ -495,7 +503,7 @@ func (o *outage) deliver(w http.ResponseWriter, r *http.Request, a reply, latenc
 	l.write(o, a.body)
 }
 
-// A slowListener is one of TLS connections.
+// slowListener delays the TLS handshakes on its connections.
 type slowListener struct {
 	net.Listener
 	sim *Simulator
@@ -515,8 +523,8 @@ func (l slowListener) Accept() (net.Conn, error) {
 	return &slowConn{conn, sync.OnceFunc(func() { o.wait(context.Background(), o.TLSDelay) })}, nil
 }
 
-// A slowConn waits before it is read for the first time, also where the client
-// goes away meanwhile: that cannot be seen without reading.
+// slowConn waits before its first Read, even if the client goes away meanwhile,
+// which cannot be noticed without reading.
 type slowConn struct {
 	net.Conn
 	wait func()
@@ -527,5 +535,5 @@ func (c *slowConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// NetConn returns the connection below, as tls.Conn does.
+// NetConn returns the underlying connection, like tls.Conn.NetConn.
 func (c *slowConn) NetConn() net.Conn { return c.Conn }

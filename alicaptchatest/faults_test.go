@@ -34,7 +34,7 @@ type startFunc = func(testing.TB, alicaptchatest.Config) *alicaptchatest.Server
 
 var protocols = map[string]startFunc{"http": alicaptchatest.Start, "https": alicaptchatest.StartTLS}
 
-// A deadline is a context whose deadline passes when the test says so.
+// deadline is a context whose deadline passes when passed is closed.
 type deadline struct {
 	context.Context
 	passed chan struct{}
@@ -66,7 +66,7 @@ func setFaults(t *testing.T, s interface {
 	require.NoError(t, s.SetFaults(f))
 }
 
-// wireCall returns a right call to srv for an HTTP client.
+// wireCall returns a valid call to srv for an HTTP client.
 func wireCall(ctx context.Context, t *testing.T, srv *alicaptchatest.Server, param string) *http.Request {
 	t.Helper()
 	body := form(param, "login")
@@ -81,7 +81,7 @@ func httpClient(srv *alicaptchatest.Server) *http.Client {
 	return &http.Client{Transport: srv.ClientConfig().Transport}
 }
 
-// closeIdle keeps calls off connections that CloseIdle is about to close.
+// closeIdle prevents calls on connections that CloseIdle is about to close.
 func closeIdle(srv *alicaptchatest.Server) {
 	srv.ClientConfig().Transport.(*http.Transport).CloseIdleConnections()
 }
@@ -105,7 +105,7 @@ func dial(t *testing.T, srv *alicaptchatest.Server) net.Conn {
 	return conn
 }
 
-// raw returns r as it goes over the wire, its headers and its body.
+// raw returns r as it is sent, split into headers and body.
 func raw(t *testing.T, r *http.Request) (head, body string) {
 	t.Helper()
 	var b bytes.Buffer
@@ -115,8 +115,8 @@ func raw(t *testing.T, r *http.Request) (head, body string) {
 	return head + "\r\n\r\n", body
 }
 
-// What each fault is to a Client, what is recorded of the call, and whether it
-// cost the param.
+// faultCases has, for each fault, what a Client reports, what is recorded about the
+// call, and whether the param is spent.
 var faultCases = map[string]struct {
 	faults      alicaptchatest.Faults
 	code        alicaptcha.Code
@@ -269,7 +269,7 @@ func TestFaultsAndClient(t *testing.T) {
 	}
 }
 
-// Each fault lets the other paths alone, and ends when it is told to.
+// No fault affects other paths, and each ends when the faults are cleared.
 func TestFaultsAffectCallsOnly(t *testing.T) {
 	t.Parallel()
 	for protocol, start := range protocols {
@@ -328,7 +328,7 @@ func clientVerify(t *testing.T, srv *alicaptchatest.Server, param string) alicap
 	return result.Code
 }
 
-// An answer in place of a verdict is what was asked for and nothing more.
+// An answer in place of a verdict is exactly as configured.
 func TestForeignAnswers(t *testing.T) {
 	t.Parallel()
 	for protocol, start := range protocols {
@@ -366,7 +366,7 @@ func TestForeignAnswers(t *testing.T) {
 	}
 }
 
-// Badly signed calls stay what they are, and bodies that cannot be read.
+// Faults do not change the answers to invalid signatures and unreadable bodies.
 func TestFaultsComeAfterAuthentication(t *testing.T) {
 	t.Parallel()
 	s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
@@ -472,7 +472,7 @@ func TestHTTP2ResetsTheStreamOnly(t *testing.T) {
 	require.EqualValues(t, 1, connections.Load())
 }
 
-// What a hang has let through is there, the rest comes when it ends.
+// What precedes a hang is sent, and the rest is sent when the hang ends.
 func TestHangsOnTheWire(t *testing.T) {
 	t.Parallel()
 	for protocol, start := range protocols {
@@ -548,7 +548,7 @@ func TestDelays(t *testing.T) {
 		gone, cancel := context.WithCancel(t.Context())
 		cancel()
 		for range 20 {
-			send(t, s, signed(form("x")).WithContext(gone)) // where nothing is waited for, nothing is broken off
+			send(t, s, signed(form("x")).WithContext(gone)) // without a wait, nothing is aborted
 		}
 		setFaults(t, s, alicaptchatest.Faults{Latency: time.Second})
 		require.Equal(t, time.Second, took())
@@ -579,7 +579,7 @@ func TestDelays(t *testing.T) {
 		require.True(t, w.Flushed)
 		require.Equal(t, 9*time.Second, time.Since(began), "between ten bytes")
 
-		// A change ends the delays of calls under way.
+		// A change ends the delays of calls in progress.
 		for _, f := range []alicaptchatest.Faults{
 			{Latency: time.Hour}, {Trickle: time.Hour}, {Hang: "headers", Reset: "headers"}, {Hang: "body", Reset: "body"},
 		} {
@@ -593,7 +593,7 @@ func TestDelays(t *testing.T) {
 			require.Zero(t, time.Since(began))
 		}
 
-		// So does a client that goes away; it is sent nothing more.
+		// So does a client that goes away, which is sent nothing more.
 		for _, f := range []alicaptchatest.Faults{{Latency: time.Hour}, {Hang: "headers"}} {
 			setFaults(t, s, f)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -617,7 +617,7 @@ func TestThrottle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // only Advance moves time
 		s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
 		advance := s.Advance
-		// answered returns how many of n calls were; the others were throttled.
+		// answered returns how many of n calls were answered; the others were throttled.
 		answered := func(n int) (ok int) {
 			for range n {
 				w := httptest.NewRecorder()
@@ -678,8 +678,8 @@ func TestCloseIdleOnTheWire(t *testing.T) {
 	}
 }
 
-// A call on a connection that was just closed may fail; it must not be made
-// twice, whether it arrived or not.
+// A call on a connection that has just been closed may fail. It must not be repeated,
+// whether or not it arrived.
 func TestCloseIdleAndClient(t *testing.T) {
 	t.Parallel()
 	for protocol, start := range protocols {
@@ -787,8 +787,8 @@ func TestTLSDelay(t *testing.T) {
 	})
 }
 
-// A Server stops although a client waits for it without a deadline, and no
-// fault holds up a call thereafter.
+// A Server stops even if a client without a deadline is waiting for it, and no fault
+// holds up a call after that.
 func TestServerStopsWhatHangs(t *testing.T) {
 	t.Parallel()
 	for protocol, start := range protocols {
@@ -866,7 +866,7 @@ func TestFaultsRefused(t *testing.T) {
 	}
 }
 
-// The verdict takes the place of the one that a param has, but of no other.
+// VerifyCode replaces the verdict that a param was issued with, but no other.
 func TestVerifyCodeFault(t *testing.T) {
 	t.Parallel()
 	s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
@@ -884,7 +884,7 @@ func TestVerifyCodeFault(t *testing.T) {
 	require.Equal(t, alicaptcha.F018, verify(t, s, spent))
 	require.Equal(t, alicaptcha.F003, verify(t, s, "junk"))
 
-	// What is about the scene is the verdict on a made-up param too.
+	// A verdict on the scene also applies to a made-up param.
 	madeUp := v3(`"certifyId":"c","sceneId":"login","isSign":true,"securityToken":"t"`)
 	for code, want := range map[alicaptcha.Code]alicaptcha.Code{
 		"T005": "T005", "F004": "F004", "F005": "F005", "F006": "F006", "T001": "F014", "T006": "F014", "F009": "F014",
@@ -950,7 +950,7 @@ func TestServeFaults(t *testing.T) {
 		{`{"closeIdle":"yes"}`, "closeIdle", 400, alicaptchatest.Faults{}},
 		{`{"throttleShare":2}`, "the throttled share is 2", 400, alicaptchatest.Faults{}},
 		{`null`, "null", 400, alicaptchatest.Faults{}},
-		{`[]`, "the body is not as it should be", 400, alicaptchatest.Faults{}},
+		{`[]`, "the body is not valid", 400, alicaptchatest.Faults{}},
 		{`{"hang":"body"}{}`, "something after", 400, alicaptchatest.Faults{}},
 		{`{"hang":"body"`, "unexpected EOF", 400, alicaptchatest.Faults{}},
 		{`{"status":500,"body":"` + strings.Repeat("x", 1<<20) + `"}`, "too large", 413, alicaptchatest.Faults{}},
@@ -984,8 +984,8 @@ func TestServeFaults(t *testing.T) {
 	require.Equal(t, whole, s.Faults())
 }
 
-// Switched at random under load, with clients that have deadlines: no call is
-// lost from the record, none is made twice, and in the end all is well.
+// The faults are switched at random under load by clients with deadlines. Every call
+// is recorded, none is made twice, and calls pass again in the end.
 func TestFaultsUnderLoad(t *testing.T) {
 	t.Parallel()
 	for protocol, start := range protocols {
@@ -1049,7 +1049,7 @@ func TestFaultsUnderLoad(t *testing.T) {
 	}
 }
 
-// It is not parallel: others' goroutines would be counted.
+// It is not parallel, because it would count the goroutines of other tests.
 func TestFaultsLeaveNoGoroutines(t *testing.T) {
 	for protocol, start := range protocols {
 		for name, c := range faultCases {
@@ -1068,13 +1068,13 @@ func TestFaultsLeaveNoGoroutines(t *testing.T) {
 					}()
 					if c.holds {
 						eventually(t, func() bool { return srv.Count() == i+1 })
-						close(ctx.passed) // the client goes away, the fault stays
+						close(ctx.passed) // the client goes away, and the fault stays
 					}
 					<-done
 				}
 				eventually(t, func() bool {
 					closeIdle(srv)
-					return runtime.NumGoroutine() <= before+1 // this runs in one of its own
+					return runtime.NumGoroutine() <= before+1 // the condition runs in a goroutine of its own
 				})
 			})
 		}

@@ -15,8 +15,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The vector signs six headers; content-type, which the SDK signs as well, is
-// not among them.
+// The test vector signs six headers, without content-type, which the SDK signs as
+// well.
 func TestSignVector(t *testing.T) {
 	t.Parallel()
 	const body = "SceneId=test"
@@ -29,7 +29,7 @@ func TestSignVector(t *testing.T) {
 	r.Header.Set("X-Acs-Signature-Nonce", " test-nonce\t") // trimmed
 	r.Header.Set("X-Acs-Version", "2023-03-05")
 
-	// Their order is not the caller's.
+	// The caller's order does not matter.
 	headers := []string{
 		"x-acs-version", "host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce",
 	}
@@ -42,8 +42,8 @@ func TestSignVector(t *testing.T) {
 	require.False(t, ok, "an unreadable query")
 }
 
-// The hash in the header is part of the protocol, also where the signature is
-// over the right one.
+// The hash in the header is part of the protocol, even if the signature covers the
+// correct hash.
 func TestContentHashHeader(t *testing.T) {
 	t.Parallel()
 	s := NewSimulator(Config{})
@@ -161,7 +161,7 @@ func TestMemoryIsBounded(t *testing.T) {
 	})
 }
 
-// pipes is a listener whose connections are pipes with something to read.
+// pipes is a listener whose connections are pipes with data to read.
 type pipes struct{ net.Listener }
 
 func (pipes) Accept() (net.Conn, error) {

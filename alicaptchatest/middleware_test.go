@@ -17,7 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	slog.SetDefault(slog.New(slog.DiscardHandler)) // else the lines of gates without a Logger bury a test's failure
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // or log lines of gates without a Logger would bury a failure
 	os.Exit(m.Run())
 }
 
@@ -181,7 +181,7 @@ func TestDoublesBehindMiddleware(t *testing.T) {
 	}
 }
 
-// From the widget to the handler, in each of the service's formats.
+// The path of a param from the widget to the handler, in both formats.
 func TestMiddlewareOnSimulator(t *testing.T) {
 	t.Parallel()
 	srv := alicaptchatest.StartTLS(t, alicaptchatest.Config{})
@@ -208,7 +208,7 @@ func TestMiddlewareOnSimulator(t *testing.T) {
 	require.Equal(t, 6, srv.Count())
 }
 
-// The clock can be moved under a Client, too.
+// The clock can also be moved while a Client is in use.
 func TestClientSeesExpiry(t *testing.T) {
 	t.Parallel()
 	server := alicaptchatest.Start(t, alicaptchatest.Config{})
@@ -231,7 +231,7 @@ func TestClientSeesExpiry(t *testing.T) {
 	}
 }
 
-// A keptBody keeps the body back, and not the header.
+// keptBody buffers the body, but not the header.
 type keptBody struct {
 	http.ResponseWriter
 	body []byte

@@ -9,12 +9,12 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// A Format is a form of params.
+// Format is a format of params.
 type Format string
 
-// The formats of the service's two generations. V3 params are base64 of 280
-// characters and must be verified within 90 seconds; V2 params are JSON of
-// about 4.5 KB and live for 20 minutes.
+// The formats of the two generations of the service. A V3 param is 280 characters
+// of base64, and must be verified within 90 seconds. A V2 param is about 4.5 KB of
+// JSON, and is valid for 20 minutes.
 const (
 	V3 Format = "v3"
 	V2 Format = "v2"
@@ -25,24 +25,24 @@ const (
 	defaultData    = 3700
 	maxData        = 1 << 20
 	v3JSONLen      = 210 // 280 characters of base64
-	minTokenLen    = 32  // where a long scene ID leaves less
+	minTokenLen    = 32  // if a long scene ID leaves less
 )
 
-// An Issue says what param to issue. As JSON it is the body of POST /issue.
+// Issue describes a param to issue. In JSON it is the body of POST /issue.
 type Issue struct {
-	// SceneID is a scene of the account. It is required.
+	// SceneID is a scene of the account. It must be set.
 	SceneID string `json:"sceneId"`
 
-	// Code is the verdict that the param gets if nothing else is wrong with
-	// it: T or F and three digits. If empty, it is T001.
+	// Code is the verdict on the param if nothing else is wrong with it: T or F
+	// and three digits. If empty, it is T001.
 	Code alicaptcha.Code `json:"code,omitzero"`
 
 	// Format is V3 or V2. If empty, it is V3.
 	Format Format `json:"format,omitzero"`
 
-	// Bytes is about the length of the data in a V2 param, at most 1 MiB; the
-	// rest of the param is less than 1 KB. If zero, the param has about 4.5 KB
-	// in all. The service has been seen to make params of 28 KB.
+	// Bytes is the approximate length of the data in a V2 param, at most 1 MiB.
+	// The rest of the param takes less than 1 KB. Zero means a param of about
+	// 4.5 KB in all. The service has been seen to issue params of 28 KB.
 	Bytes int `json:"bytes,omitzero"`
 }
 
@@ -60,7 +60,7 @@ type v2Param struct {
 	Data        string `json:"data"`
 }
 
-// mint returns a param for i, whose Code and Format are set.
+// mint returns a new param for i, whose Code and Format must be set.
 func mint(i Issue, certifyID string) string {
 	if i.Format == V2 {
 		n := i.Bytes
@@ -77,7 +77,7 @@ func mint(i Issue, certifyID string) string {
 func marshal(v any) []byte {
 	text, err := json.Marshal(v)
 	if err != nil {
-		panic(err) // texts and booleans only
+		panic(err) // not possible for strings and booleans
 	}
 	return text
 }
@@ -89,14 +89,14 @@ func random(n int) string {
 	return base64.StdEncoding.EncodeToString(b)[:n]
 }
 
-// A param is what a Simulator reads in one, whoever made it.
+// param is what a Simulator reads in a param, whoever made it.
 type param struct {
 	complete           bool
 	sceneID, certifyID string
 }
 
-// parseParam reports false for what is neither a JSON object (V2) nor base64 of
-// one (V3).
+// parseParam parses text. It reports false if text is neither a JSON object (V2)
+// nor base64 of one (V3).
 func parseParam(text string) (param, bool) {
 	required := []string{"sceneId", "certifyId", "deviceToken", "data"}
 	object, ok := parseObject([]byte(text))
@@ -124,15 +124,15 @@ func parseParam(text string) (param, bool) {
 func parseObject(text []byte) (map[string]any, bool) {
 	var object map[string]any
 	err := json.Unmarshal(text, &object)
-	return object, err == nil && object != nil // null is no object
+	return object, err == nil && object != nil // null is not an object
 }
 
-// isAboutScene reports whether c says something of the scene, whatever the param.
+// isAboutScene reports whether c is a verdict on the scene, whatever the param.
 func isAboutScene(c alicaptcha.Code) bool {
 	return slices.Contains([]alicaptcha.Code{alicaptcha.T005, alicaptcha.F004, alicaptcha.F005, alicaptcha.F006}, c)
 }
 
-// isVerdict reports whether c has the shape of a VerifyCode.
+// isVerdict reports whether c has the form of a VerifyCode.
 func isVerdict(c alicaptcha.Code) bool {
 	_, ok := c.Verdict()
 	return ok

@@ -11,27 +11,29 @@ import (
 	"github.com/alicaptcha/alicaptcha/internal/gate"
 )
 
-// TestingT is what [AssertProtected] needs of a *testing.T.
+// TestingT is the part of *testing.T that [AssertProtected] uses.
 type TestingT interface {
 	Helper()
 	Errorf(format string, args ...any)
 }
 
-// AssertProtected sends one request without a param to each of the routes,
-// written as "POST /login", and reports by t.Errorf each one that the
-// middleware did not reject, also when the handler panics. It returns whether
-// all were rejected; no routes at all are an error too.
+// AssertProtected sends one request without a param to each route, which is
+// written like "POST /login", and reports by t.Errorf each route on which the
+// middleware did not reject the request or the handler panicked. It returns whether
+// all routes are protected. It is an error to give no routes.
 //
-// It does not go by the status of the answer, which others can write too, but
-// asks the middleware what it did, and reports a route where anything was written
-// before the rejection or added to it: there the handler runs before the gate, or
-// does not heed what Require returned. A handler that calls Ask writes its own
-// rejection, which must have a status of 300 or more, gRPC's aside. The body is empty,
-// of type application/json. A route behind a login, and one whose handler validates
-// the body before it asks, are reported, because they answer first: give
-// AssertProtected a handler without the login, or one that puts a valid body without
-// a param in the place of the empty one. A handler that runs in spite of the rejection
-// and writes nothing, it does not see.
+// The status of the answer is not enough, because other handlers can write the same
+// status. AssertProtected asks the middleware what it did. It also reports a route
+// on which anything was written before the rejection or added to it, because there
+// the handler runs before the gate, or ignores the result of Require. A handler that
+// calls Ask writes its own rejection, which must have a status of 300 or more, except
+// in gRPC.
+//
+// The body of the request is empty, and its type is application/json. A route is
+// reported if a login, or a handler that validates the body first, answers before the
+// gate. Give AssertProtected a handler without the login, or one that replaces the
+// empty body by a valid body without a param. AssertProtected cannot notice a handler
+// that runs despite the rejection and writes nothing.
 func AssertProtected(t TestingT, h http.Handler, routes ...string) bool {
 	t.Helper()
 	if len(routes) == 0 {
@@ -48,7 +50,7 @@ func AssertProtected(t TestingT, h http.Handler, routes ...string) bool {
 	return ok
 }
 
-// probe returns what is wrong with route, or nothing.
+// probe returns what is wrong with route, or an empty string.
 func probe(h http.Handler, route string) (fault string) {
 	w := &recorder{ResponseRecorder: httptest.NewRecorder()}
 	var before, rejection written
@@ -64,7 +66,7 @@ func probe(h http.Handler, route string) (fault string) {
 	if err != nil {
 		return err.Error()
 	}
-	// Without this one route would end the test before the others are seen.
+	// Without this, a panic would end the test before the other routes are probed.
 	defer func() {
 		if v := recover(); v != nil {
 			fault = fmt.Sprintf("the handler panicked: %v", v)
@@ -76,12 +78,12 @@ func probe(h http.Handler, route string) (fault string) {
 	switch {
 	case !got.wrote:
 		isRejection = true
-	case !byGate: // after Ask the handler writes its own; gRPC has its status in a trailer
+	case !byGate: // the handler writes its own after Ask; gRPC has its status in a trailer
 		isGRPC := strings.HasPrefix(w.Header().Get("Content-Type"), "application/grpc")
 		isRejection = got.status >= 300 || isGRPC
 	case rejection.body != "":
 		isRejection = got == rejection
-	case expected != 0: // a middleware in between has kept the answer back
+	case expected != 0: // a middleware in between buffers the answer
 		isRejection = got.status == expected && (got.body == "" || json.Valid([]byte(got.body)))
 	case rejection.wrote:
 		isRejection = got == rejection
@@ -91,7 +93,7 @@ func probe(h http.Handler, route string) (fault string) {
 	switch {
 	case mark.Passed.Load():
 		return fmt.Sprintf("the gate let a request without a param through (status %d): "+
-			"ReportOnly is on, or the Policy allows ParamMissing", w.Code)
+			"the Mode is ReportOnly or Exempt, or the Policy allows ParamMissing", w.Code)
 	case !mark.Rejected.Load():
 		return fmt.Sprintf("no gate was asked (status %d): %s", w.Code, hint(w.Code))
 	case before.wrote:
@@ -99,12 +101,12 @@ func probe(h http.Handler, route string) (fault string) {
 			"the handler runs before the gate", before.status)
 	case !isRejection:
 		return fmt.Sprintf("the answer is not the rejection (status %d): "+
-			"the handler wrote to it, or somebody replaced it", got.status)
+			"the handler wrote to it, or another middleware replaced it", got.status)
 	}
 	return ""
 }
 
-// A recorder also tells whether anything was written.
+// recorder also records whether anything was written.
 type recorder struct {
 	*httptest.ResponseRecorder
 	wrote bool
@@ -130,7 +132,7 @@ func (r *recorder) Flush() {
 	r.ResponseRecorder.Flush()
 }
 
-// A written is what was written so far.
+// written is what was written so far.
 type written struct {
 	wrote  bool
 	status int
@@ -142,12 +144,12 @@ func (r *recorder) written() written { return written{r.wrote, r.Code, r.Body.St
 func hint(status int) string {
 	switch {
 	case status == http.StatusNotFound || status == http.StatusMethodNotAllowed:
-		return "the mux has no such route, or the handler is not wrapped"
+		return "the mux has no such route, or the handler is not wrapped by the gate"
 	case status >= 300:
-		return "the mux or another middleware answered first, the handler refused the empty body before it asked, " +
-			"or it is not wrapped"
+		return "the mux or another middleware answered first, the handler refused the empty body before it called " +
+			"Require or Ask, or it is not wrapped by the gate"
 	}
-	return "the handler is not wrapped, or it is behind Deferred and called neither Ask nor Require"
+	return "the handler is not wrapped by the gate, or it is behind Deferred and called neither Require nor Ask"
 }
 
 func newRequest(ctx context.Context, route string) (r *http.Request, err error) {
@@ -156,7 +158,7 @@ func newRequest(ctx context.Context, route string) (r *http.Request, err error) 
 		return nil, fmt.Errorf("the route must be a method and a path, such as %q", "POST /login")
 	}
 	defer func() {
-		if v := recover(); v != nil { // what httptest does about a bad method or path
+		if v := recover(); v != nil { // as httptest does if the method or the path is malformed
 			err = fmt.Errorf("the route is malformed: %v", v)
 		}
 	}()

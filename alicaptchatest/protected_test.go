@@ -13,7 +13,7 @@ import (
 	"github.com/alicaptcha/alicaptcha/internal/gate"
 )
 
-// fakeT keeps what a test would report.
+// fakeT records what a test would report.
 type fakeT struct{ errors []string }
 
 func (*fakeT) Helper() {}
@@ -21,7 +21,7 @@ func (t *fakeT) Errorf(format string, args ...any) {
 	t.errors = append(t.errors, fmt.Sprintf(format, args...))
 }
 
-// mark returns a handler that does to the mark what a gate would.
+// mark returns a handler that changes the mark as a gate would.
 func mark(rejected, passed bool) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		m := r.Context().Value(gate.MarkKey{}).(*gate.Mark)
@@ -43,7 +43,7 @@ func TestAssertProtected(t *testing.T) {
 	mux.Handle("POST /open", mark(false, true))
 	mux.Handle("POST /both", mark(true, true))
 	mux.Handle("POST /bare", status(200))
-	mux.Handle("POST /forbidden", status(403)) // as a rejection, but not the gate's
+	mux.Handle("POST /forbidden", status(403)) // like a rejection, but not by the gate
 	mux.Handle("POST /unauthorized", status(401))
 	mux.Handle("POST /panics", http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic("at the disco") }))
 	mux.Handle("POST /aborts", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -52,7 +52,7 @@ func TestAssertProtected(t *testing.T) {
 	}))
 	for name, c := range map[string]struct {
 		routes []string
-		errors [][]string // what each report holds
+		errors [][]string // what each report contains
 	}{
 		"one":         {[]string{"POST /good"}, nil},
 		"several":     {[]string{"POST /good", "DELETE /things/7?x=%20y"}, nil},

@@ -11,8 +11,8 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// A Server is a [Simulator] that is served on loopback until the end of a test.
-// It is safe for concurrent use.
+// Server is a [Simulator] that is served on a loopback address until the end of a
+// test. It is safe for concurrent use.
 type Server struct {
 	*Simulator
 	URL string // "http://127.0.0.1:…" or "https://127.0.0.1:…", without a path
@@ -21,14 +21,14 @@ type Server struct {
 	transport *http.Transport
 }
 
-// Start serves a new Simulator over http until tb and its subtests end.
+// Start serves a new Simulator over HTTP until tb and its subtests end.
 func Start(tb testing.TB, cfg Config) *Server {
 	tb.Helper()
 	return start(tb, cfg, false)
 }
 
-// StartTLS is Start over https, with HTTP/2 for clients that speak it. The
-// Transport in ClientConfig trusts the certificate.
+// StartTLS is like Start, but over HTTPS, and over HTTP/2 with clients that support
+// it. The Transport in ClientConfig trusts the certificate.
 func StartTLS(tb testing.TB, cfg Config) *Server {
 	tb.Helper()
 	return start(tb, cfg, true)
@@ -46,21 +46,21 @@ func start(tb testing.TB, cfg Config, secure bool) *Server {
 		roots := x509.NewCertPool()
 		roots.AddCert(srv.Certificate())
 		transport.TLSClientConfig = &tls.Config{RootCAs: roots}
-		transport.ForceAttemptHTTP2 = true // a TLSClientConfig switches it off
+		transport.ForceAttemptHTTP2 = true // off by default with a TLSClientConfig
 	} else {
 		srv.Start()
 	}
 	tb.Cleanup(func() {
 		transport.CloseIdleConnections()
-		sim.stop() // Close waits for every call, also for one that hangs
+		sim.stop() // Close waits for every call, even for one that hangs
 		srv.Close()
 	})
 	return &Server{Simulator: sim, URL: srv.URL, tb: tb, transport: transport}
 }
 
-// ClientConfig returns the configuration of a Client for this Server, keys
-// included. All that it returns share one Transport, whose idle connections
-// close when the test ends.
+// ClientConfig returns the configuration of a Client for this Server, including
+// the keys. All configurations share one Transport, whose idle connections are
+// closed when the test ends.
 func (s *Server) ClientConfig() alicaptcha.ClientConfig {
 	return alicaptcha.ClientConfig{
 		Endpoint:        s.URL,
@@ -71,8 +71,8 @@ func (s *Server) ClientConfig() alicaptcha.ClientConfig {
 	}
 }
 
-// Client returns a new Client for this Server. If there can be none, the test
-// ends with Fatal.
+// Client returns a new Client for this Server. It ends the test with Fatalf if there
+// is an error.
 func (s *Server) Client() *alicaptcha.Client {
 	s.tb.Helper()
 	client, err := alicaptcha.NewClient(s.ClientConfig())

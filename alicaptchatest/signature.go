@@ -14,11 +14,12 @@ import (
 const (
 	algorithm  = "ACS3-HMAC-SHA256"
 	dateLayout = "2006-01-02T15:04:05Z"
-	dateWindow = 15 * time.Minute // either way
+	dateWindow = 15 * time.Minute // in both directions
 )
 
-// authenticate returns nil for a call that is well signed, in time and not a
-// replay, or what is wrong with it, in the order in which the gateway looks.
+// authenticate returns nil if the call has a valid signature, is in time and is not
+// a replay. Otherwise it returns the answer to the first problem, in the order in
+// which the service's gateway looks for them.
 func (s *Simulator) authenticate(r *http.Request, body []byte) *answer {
 	if r.Header.Get("X-Acs-Action") != "VerifyIntelligentCaptcha" {
 		return &answer{status: 404, code: "InvalidAction.NotFound", message: "The specified action is not found."}
@@ -34,7 +35,7 @@ func (s *Simulator) authenticate(r *http.Request, body []byte) *answer {
 			message: "Specified time stamp or date value is not well formatted.",
 		}
 	}
-	if time.Since(date).Abs() > dateWindow { // not by Advance, which a client's clock does not follow
+	if time.Since(date).Abs() > dateWindow { // Advance does not count, because it does not move the client's clock
 		return &answer{
 			status: 400, code: "InvalidTimeStamp.Expired",
 			message: "Specified time stamp or date value is expired.",
@@ -51,7 +52,7 @@ func (s *Simulator) authenticate(r *http.Request, body []byte) *answer {
 	if until, used := s.nonces[nonce]; used && !time.Now().After(until) {
 		return &answer{status: 400, code: "SignatureNonceUsed", message: "Specified signature nonce was used already."}
 	}
-	if fault == nil { // else anybody could use up a nonce before its owner does
+	if fault == nil { // or anyone could use up a nonce before its owner does
 		s.nonces[nonce] = date.Add(dateWindow)
 	}
 	return fault
@@ -91,7 +92,7 @@ func (s *Simulator) checkSignature(r *http.Request, body []byte) *answer {
 	return nil
 }
 
-// An authorization is a parsed Authorization header.
+// authorization is a parsed Authorization header.
 type authorization struct {
 	keyID     string
 	signed    []string // the names in SignedHeaders
@@ -114,7 +115,7 @@ func parseAuthorization(header string) (authorization, bool) {
 	return authorization{keyID: parts[0], signed: strings.Split(parts[1], ";"), signature: parts[2]}, true
 }
 
-// covers reports whether the signature is over all that it must be over.
+// covers reports whether the signature covers all the headers that it must cover.
 func (a authorization) covers(header http.Header) bool {
 	for _, name := range []string{
 		"host", "x-acs-action", "x-acs-content-sha256", "x-acs-date", "x-acs-signature-nonce", "x-acs-version",
@@ -131,8 +132,8 @@ func (a authorization) covers(header http.Header) bool {
 	return true
 }
 
-// sign returns the signature of r, whose body has the hash given, over the
-// headers named. It reports false if r's query cannot be read.
+// sign returns the signature of r over the named headers, where hashedBody is the
+// hash of the body. It reports false if the query of r cannot be parsed.
 func sign(r *http.Request, hashedBody string, headers []string, secret string) (string, bool) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {

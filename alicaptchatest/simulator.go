@@ -1,15 +1,15 @@
 // Package alicaptchatest helps to test code that uses alicaptcha, without an
-// account and without a network.
+// account and without network access.
 //
-//   - [Passing], [Rejecting] and [Failing] are Verifiers with one answer each.
-//   - [NewContext] is what a handler finds behind the middleware.
-//   - [AssertProtected] proves that routes are behind it.
-//   - [Simulator] is the service itself, true on the wire: it checks the
-//     signature of each call, takes a param once and lets it expire. [Start]
-//     and [StartTLS] serve one for the length of a test. [Faults] put it
-//     through an outage.
+//   - [Passing], [Rejecting] and [Failing] return Verifiers with a fixed answer.
+//   - [NewContext] returns the context of a handler behind the middleware.
+//   - [AssertProtected] checks that routes are behind the middleware.
+//   - [Simulator] speaks the service's wire protocol, including signatures. It
+//     accepts each param once, and params expire. [Start] and [StartTLS] serve a
+//     Simulator until the end of a test. [Faults] simulate outages.
 //
-// A Simulator hands params to whoever asks: it must not guard anything real.
+// A Simulator issues params to anyone who asks. It must not be used to protect
+// anything.
 package alicaptchatest
 
 import (
@@ -37,9 +37,9 @@ import (
 )
 
 const (
-	paramLife  = 20 * time.Minute // from initialisation, F014
+	paramLife  = 20 * time.Minute // from initialization, F014
 	solvedLife = 90 * time.Second // from solving, V3 only, F019
-	paramKept  = time.Hour        // what is older is forgotten, and F014 anyway
+	paramKept  = time.Hour        // older params are forgotten, and F014 anyway
 
 	maxCalls     = 10_000
 	maxCallBytes = 64 << 20 // 10,000 calls with params of 1 MiB would be 10 GiB
@@ -49,54 +49,54 @@ const (
 
 // Config configures a [Simulator]. Its zero value is usable.
 type Config struct {
-	// AccessKeyID and AccessKeySecret are the pair that calls must be signed
+	// AccessKeyID and AccessKeySecret are the AccessKey that calls must be signed
 	// with. If both are empty, they are "test-id" and "test-secret".
 	AccessKeyID, AccessKeySecret string
 
-	// SecurityToken makes the pair a temporary one of STS: each call must
-	// carry this token. If empty, a call that carries any is refused.
+	// SecurityToken makes the AccessKey a temporary one from STS: each call must
+	// carry this token. If empty, a call that carries a token is refused.
 	SecurityToken string
 
 	// Scenes are the scenes of the account. If nil, they are "login" and
 	// "signup".
 	Scenes []string
 
-	// ForeignScenes are scenes of another account, F006. A scene that is in
-	// Scenes as well counts as foreign.
+	// ForeignScenes are scenes of another account, for which the verdict is F006. A
+	// scene that is in Scenes as well counts as foreign.
 	ForeignScenes []string
 
 	_ [0]func() // fields by name only
 }
 
-// A Simulator is an [http.Handler] that answers as the service does:
+// Simulator is an [http.Handler] that answers as the service does:
 //
 //   - POST / is VerifyIntelligentCaptcha of version 2023-03-05, signed with
-//     ACS3-HMAC-SHA256. Faults of the call have the status, Code and shape of
-//     the service's gateway.
-//   - GET /AliyunCaptcha.js stands for the vendor's script: with it a page
-//     whose only difference is the script's URL has a slider, in place of the
-//     challenges, that a mouse, a finger or a keyboard moves. Its
-//     initAliyunCaptcha has the V3 form with success and the V2 form with
-//     captchaVerifyCallback, each as popup and embed, and hands getInstance
-//     an object with show, hide, refresh and destroyCaptcha.
-//   - POST /issue stands for the rest of the browser: it takes an [Issue] in
-//     JSON and answers {"captchaVerifyParam":"…"}, or 400 and {"error":"…"}.
-//     Pages of every origin may read the answer.
-//   - POST /faults is SetFaults: it takes [Faults] in JSON, or an empty body
-//     for none, and answers those then in force, or 400 and {"error":"…"}.
-//     GET /faults shows them. But for TLSDelay they affect POST / only.
+//     ACS3-HMAC-SHA256. An invalid call is answered with the status, the Code and
+//     the format of the service's gateway.
+//   - GET /AliyunCaptcha.js stands in for the vendor's script. A page that differs
+//     only in the script's URL shows a slider as the challenge, which can be moved
+//     with a mouse, a finger or a keyboard. Its initAliyunCaptcha supports V3 with
+//     success and V2 with captchaVerifyCallback, each as popup and embed, and
+//     passes getInstance an object with show, hide, refresh and destroyCaptcha.
+//   - POST /issue stands in for the rest of the browser. It takes an [Issue] in
+//     JSON, and answers with {"captchaVerifyParam":"…"}, or with 400 and
+//     {"error":"…"}. Pages of any origin may read the answer.
+//   - POST /faults calls SetFaults. It takes [Faults] in JSON, or an empty body for
+//     none, and answers with the faults then in force, or with 400 and
+//     {"error":"…"}. GET /faults returns the faults in force. Except for TLSDelay,
+//     faults affect POST / only.
 //
-// Where the service's verdict depends on what nobody can see, a param passes
-// if it was issued to pass. What can be seen is judged: the form of the param,
-// its scene, its age, whether a byte of it was changed, whether it was used.
+// The service's verdict on a person cannot be simulated: a param passes if it was
+// issued to pass. The rest is checked: the format of the param, its scene, its age,
+// and whether it was changed or used before.
 //
-// It is safe for concurrent use. Its memory is bounded by the calls and params
-// of the last hour. A server that waits for its calls when it stops may wait
-// for ever for one that a fault holds up, unless SetFaults(Faults{}) comes
-// first; [Server] sees to that itself.
+// A Simulator is safe for concurrent use. It keeps the params of the last hour and
+// a bounded number of calls. A server that waits for its calls when it stops may
+// wait forever for one that a fault holds up, unless SetFaults(Faults{}) is called
+// first. [Server] does that itself.
 type Simulator struct {
-	cfg  Config          // complete, never written to
-	life context.Context // done when no fault may hold up a call any more
+	cfg  Config          // with all defaults; never changed
+	life context.Context // done when faults must no longer hold up calls
 	stop context.CancelFunc
 
 	mu        sync.Mutex
@@ -105,12 +105,12 @@ type Simulator struct {
 	swept     time.Time
 	nonces    map[string]time.Time // until when each is remembered
 	minted    map[string]*record   // by certifyId
-	calls     []*Call              // the last ones
+	calls     []*Call              // the most recent ones
 	callBytes int
 	count     int
 }
 
-// A record is what a Simulator knows of a param that it issued.
+// record is what a Simulator knows about a param that it issued.
 type record struct {
 	sum    [sha256.Size]byte
 	format Format
@@ -119,14 +119,14 @@ type record struct {
 	used   bool
 }
 
-// NewSimulator returns a Simulator for cfg. Changing cfg later changes nothing.
-// It panics if cfg has one half of an AccessKey pair only.
+// NewSimulator returns a Simulator for cfg. Later changes to cfg have no effect. It
+// panics if only one of AccessKeyID and AccessKeySecret is set.
 func NewSimulator(cfg Config) *Simulator {
 	if cfg.AccessKeyID == "" && cfg.AccessKeySecret == "" {
 		cfg.AccessKeyID, cfg.AccessKeySecret = "test-id", "test-secret"
 	}
 	if cfg.AccessKeyID == "" || cfg.AccessKeySecret == "" {
-		panic("alicaptchatest: Config has one of AccessKeyID and AccessKeySecret without the other")
+		panic("alicaptchatest: Config has only one of AccessKeyID and AccessKeySecret")
 	}
 	if cfg.Scenes == nil {
 		cfg.Scenes = []string{"login", "signup"}
@@ -139,20 +139,20 @@ func NewSimulator(cfg Config) *Simulator {
 	return s
 }
 
-// A Call is one call to POST / as the Simulator saw it, whether or not it was
-// well signed.
+// Call is a call to POST / as the Simulator received it, whether or not its
+// signature was valid.
 type Call struct {
 	Time        time.Time       // by the Simulator's clock
-	Param       string          // empty where the body could not be read
-	SceneID     string          // likewise
-	HasSceneID  bool            // a SceneId was sent, if only an empty one
-	Header      http.Header     // as it came
-	Status      int             // 0 where the answer's headers were not sent, or not yet
-	ServiceCode string          // the answer's Code, such as Success or SignatureDoesNotMatch, sent or not
-	VerifyCode  alicaptcha.Code // empty without a verdict; that of a lost answer is here, too
+	Param       string          // empty if the body could not be read
+	SceneID     string          // empty if the body could not be read
+	HasSceneID  bool            // whether a SceneId was sent, even an empty one
+	Header      http.Header     // as it was received
+	Status      int             // 0 if the headers of the answer were not sent, or not yet
+	ServiceCode string          // the Code of the answer, such as Success, even if it was not sent
+	VerifyCode  alicaptcha.Code // the verdict, even if it was not sent; empty without one
 }
 
-// size is about what c takes of the memory for calls.
+// size returns about how many bytes of memory c takes.
 func (c *Call) size() int {
 	n := len(c.Param) + len(c.SceneID)
 	for name, values := range c.Header {
@@ -163,9 +163,8 @@ func (c *Call) size() int {
 	return n
 }
 
-// Calls returns copies of the last 10,000 calls to POST /, oldest first; fewer
-// if together they are larger than 64 MiB. A call is in it before its answer is
-// sent.
+// Calls returns copies of the last 10,000 calls to POST /, oldest first, or fewer
+// if they take more than 64 MiB. A call is included before its answer is sent.
 func (s *Simulator) Calls() []Call {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -177,16 +176,16 @@ func (s *Simulator) Calls() []Call {
 	return calls
 }
 
-// Count returns how many calls to POST / there were so far.
+// Count returns the number of calls to POST / so far.
 func (s *Simulator) Count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.count
 }
 
-// Advance moves the Simulator's clock forward, by which params expire and calls
-// are throttled. The dates of signatures are still checked by the real time, as
-// the client's clock stays. It panics if d is negative.
+// Advance moves the Simulator's clock forward by d, which affects the expiry of
+// params and throttling. The dates of signatures are still compared with the real
+// time, because the client's clock does not move. Advance panics if d is negative.
 func (s *Simulator) Advance(d time.Duration) {
 	if d < 0 {
 		panic("alicaptchatest: Advance by a negative duration")
@@ -196,8 +195,8 @@ func (s *Simulator) Advance(d time.Duration) {
 	s.offset += d
 }
 
-// now is the Simulator's clock. It also forgets what can change no answer any
-// more. s.mu must be held.
+// now returns the time on the Simulator's clock. It also forgets what can no longer
+// change an answer. s.mu must be held.
 func (s *Simulator) now() time.Time {
 	now := time.Now().Add(s.offset)
 	if now.Sub(s.swept) > time.Minute {
@@ -208,15 +207,15 @@ func (s *Simulator) now() time.Time {
 	return now
 }
 
-// clock is now for a caller that does not hold s.mu.
+// clock is like now, for callers that do not hold s.mu.
 func (s *Simulator) clock() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.now()
 }
 
-// Issue returns a new param, as the widget hands it to the page. It returns an
-// error if i is not as its fields demand.
+// Issue returns a new param, as the widget passes it to the page. It returns an
+// error if i is not valid.
 func (s *Simulator) Issue(i Issue) (string, error) {
 	if i.Code == "" {
 		i.Code = alicaptcha.T001
@@ -233,9 +232,9 @@ func (s *Simulator) Issue(i Issue) (string, error) {
 	case !isVerdict(i.Code):
 		return "", fmt.Errorf("alicaptchatest: the code is %q; it must be T or F and three digits", string(i.Code))
 	case i.Bytes < 0 || i.Bytes > maxData:
-		return "", fmt.Errorf("alicaptchatest: %d bytes; it must be 0 to %d", i.Bytes, maxData)
+		return "", fmt.Errorf("alicaptchatest: the bytes are %d; they must be 0 to %d", i.Bytes, maxData)
 	case i.Bytes != 0 && i.Format == V3:
-		return "", errors.New("alicaptchatest: a v3 param has no data whose bytes could be chosen")
+		return "", errors.New("alicaptchatest: the bytes must be 0 for a v3 param")
 	}
 	certifyID := rand.Text()
 	param := mint(i, certifyID)
@@ -246,9 +245,9 @@ func (s *Simulator) Issue(i Issue) (string, error) {
 	return param, nil
 }
 
-// ServeHTTP answers as [Simulator] says. Where faults break off an answer and
-// the connection cannot be taken over, which is so with HTTP/2 and with an
-// httptest.ResponseRecorder, it panics with [http.ErrAbortHandler].
+// ServeHTTP answers as described at [Simulator]. It panics with
+// [http.ErrAbortHandler] if a fault breaks off an answer and w does not support
+// hijacking, which is the case for HTTP/2 and [net/http/httptest.ResponseRecorder].
 func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == "/issue":
@@ -284,7 +283,7 @@ func serveWidget(w http.ResponseWriter, r *http.Request) {
 }
 
 func (s *Simulator) serveIssue(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("Access-Control-Allow-Origin", "*") // the page is not the Simulator's
+	w.Header().Set("Access-Control-Allow-Origin", "*") // the page has another origin
 	if r.Method != http.MethodPost {
 		w.Header().Set("Allow", http.MethodPost)
 		writeError(w, http.StatusMethodNotAllowed, "use POST")
@@ -303,11 +302,11 @@ func (s *Simulator) serveIssue(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]string{"captchaVerifyParam": param})
 }
 
-// readJSON reads r's body, one JSON value without unknown members. Its error is
-// io.EOF for an empty one.
+// readJSON decodes the body of r, which must be one JSON value without unknown
+// members, into v. The error for an empty body is io.EOF.
 func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
-	// Not by the Decoder: with GOEXPERIMENT=jsonv2 it makes a syntax error of a
-	// body that is too large.
+	// The Decoder must not read the body: with GOEXPERIMENT=jsonv2 it reports a
+	// syntax error for a body that is too large.
 	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	if err != nil {
 		return err
@@ -323,13 +322,13 @@ func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error 
 	return nil
 }
 
-// refuseJSON answers a body that readJSON had an error for.
+// refuseJSON answers a request for which readJSON returned err.
 func refuseJSON(w http.ResponseWriter, err error) {
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		writeError(w, http.StatusRequestEntityTooLarge, "the body is too large")
 		return
 	}
-	writeError(w, http.StatusBadRequest, "the body is not as it should be: "+err.Error())
+	writeError(w, http.StatusBadRequest, "the body is not valid: "+err.Error())
 }
 
 func (s *Simulator) serveCall(w http.ResponseWriter, r *http.Request) {
@@ -348,7 +347,7 @@ func (s *Simulator) serveCall(w http.ResponseWriter, r *http.Request) {
 		}
 		call.Status, call.ServiceCode = a.status, a.code
 		s.record(call)
-		// No faults: whether a client with more to send goes away cannot be seen.
+		// No faults here: while the client has more to send, its going away is not noticed.
 		a.reply(r.Host).write(w)
 		return
 	}
@@ -372,7 +371,7 @@ func (s *Simulator) serveCall(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// record makes call the last one. s.mu guards it from then on.
+// record adds call to the calls. From then on it is guarded by s.mu.
 func (s *Simulator) record(call *Call) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -381,12 +380,12 @@ func (s *Simulator) record(call *Call) {
 	s.callBytes += call.size()
 	for len(s.calls) > maxCalls || s.callBytes > maxCallBytes {
 		s.callBytes -= s.calls[0].size()
-		s.calls[0] = nil // the array behind the slice lives on for a while
+		s.calls[0] = nil // the underlying array is kept for a while
 		s.calls = s.calls[1:]
 	}
 }
 
-// parseForm returns no values for a body that is not a form.
+// parseForm parses a body. It returns no values if the body is not a form.
 func parseForm(contentType string, body []byte) (url.Values, error) {
 	mediaType, _, err := mime.ParseMediaType(contentType)
 	if err != nil || mediaType != "application/x-www-form-urlencoded" {
@@ -398,7 +397,7 @@ func parseForm(contentType string, body []byte) (url.Values, error) {
 	}
 	for _, name := range []string{"CaptchaVerifyParam", "SceneId"} {
 		if len(form[name]) > 1 {
-			return nil, fmt.Errorf("%s is there twice", name)
+			return nil, fmt.Errorf("%s is sent twice", name)
 		}
 		if !utf8.ValidString(form.Get(name)) {
 			return nil, fmt.Errorf("%s is not UTF-8", name)
@@ -407,7 +406,7 @@ func parseForm(contentType string, body []byte) (url.Values, error) {
 	return form, nil
 }
 
-// verify answers a call that is well signed.
+// verify returns the answer to a call with a valid signature.
 func (s *Simulator) verify(form url.Values, err error) answer {
 	switch {
 	case err != nil:
@@ -419,7 +418,7 @@ func (s *Simulator) verify(form url.Values, err error) answer {
 	return answer{status: 200, code: "Success", message: "success", verdict: verdict, certifyID: certifyID}
 }
 
-// judge returns the verdict on param, and its certifyId if s issued it.
+// judge returns the verdict on the param in text, and its certifyId if s issued it.
 func (s *Simulator) judge(text, sceneID string, hasSceneID bool) (alicaptcha.Code, string) {
 	if text == "" {
 		return alicaptcha.F002, ""
@@ -468,16 +467,16 @@ func (s *Simulator) judge(text, sceneID string, hasSceneID bool) (alicaptcha.Cod
 	return cmp.Or(s.outage.VerifyCode, rec.code), certifyID
 }
 
-// An answer is the Simulator's: a verdict if status is 200, else an error.
+// answer is an answer of the Simulator: a verdict if status is 200, or else an error.
 type answer struct {
 	status        int
 	code, message string
 	verdict       alicaptcha.Code
 	certifyID     string
-	foreign       *reply // not the service's: sent as it is
+	foreign       *reply // if not nil, it is sent in place of the rest
 }
 
-// reply returns a as the service writes it to a client that called it host.
+// reply returns a as the service sends it to a client that called it by host.
 func (a answer) reply(host string) reply {
 	if a.foreign != nil {
 		return *a.foreign
@@ -510,7 +509,7 @@ func (a answer) reply(host string) reply {
 	return rep
 }
 
-// A reply is an answer as it goes over the wire.
+// reply is an answer as it is sent.
 type reply struct {
 	status int
 	header http.Header
@@ -524,7 +523,7 @@ func replyJSON(status int, v any) reply {
 
 func (rep reply) write(w http.ResponseWriter) {
 	rep.writeHead(w)
-	w.Write(rep.body) // a client that went away has no use for an error
+	w.Write(rep.body) // an error means that the client went away
 }
 
 func (rep reply) writeHead(w http.ResponseWriter) {
@@ -535,7 +534,7 @@ func (rep reply) writeHead(w http.ResponseWriter) {
 	w.WriteHeader(rep.status)
 }
 
-// head returns the headers for a connection that is no longer net/http's.
+// head returns the status line and headers for a connection that was taken over.
 func (rep reply) head() []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "HTTP/1.1 %03d %s\r\n", rep.status, http.StatusText(rep.status))
@@ -553,7 +552,7 @@ func writeError(w http.ResponseWriter, status int, why string) {
 	writeJSON(w, status, map[string]string{"error": why})
 }
 
-// newRequestID returns a random UUID in capitals.
+// newRequestID returns a random UUID in upper case.
 func newRequestID() string {
 	var b [16]byte
 	rand.Read(b[:])

@@ -30,7 +30,7 @@ import (
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
-// newCall returns a call that is right but for the signature.
+// newCall returns a valid call without a signature.
 func newCall(body string) *http.Request {
 	r := httptest.NewRequest(http.MethodPost, "http://captcha.test/", strings.NewReader(body))
 	sum := sha256.Sum256([]byte(body))
@@ -47,8 +47,8 @@ func newCall(body string) *http.Request {
 	return r
 }
 
-// signWith signs r over host and whatever x-acs headers it has but for those
-// left out. It is written apart from the package's own code.
+// signWith signs r over host and all its x-acs headers except those left out. It
+// is independent of the package's own code.
 func signWith(r *http.Request, id, secret string, leftOut ...string) {
 	lines := map[string]string{"host": r.Host}
 	for name := range r.Header {
@@ -76,7 +76,7 @@ func signWith(r *http.Request, id, secret string, leftOut ...string) {
 		id, strings.Join(names, ";"), mac.Sum(nil)))
 }
 
-// signed returns a right call.
+// signed returns a valid call.
 func signed(body string) *http.Request {
 	r := newCall(body)
 	signWith(r, "test-id", "test-secret")
@@ -270,7 +270,7 @@ func TestClientFatal(t *testing.T) {
 	require.PanicsWithValue(t, "fatal", func() { srv.Client() })
 }
 
-// fakeTB panics where a test would end.
+// fakeTB panics when a test would end.
 type fakeTB struct {
 	testing.TB
 	cleanups []func()
@@ -285,7 +285,7 @@ func (tb *fakeTB) cleanup() {
 	}
 }
 
-// Everything about the call is wrong at first; each step mends what was found.
+// At first, everything about the call is wrong. Each step corrects what was reported.
 func TestOrderOfFaults(t *testing.T) {
 	t.Parallel()
 	s := alicaptchatest.NewSimulator(alicaptchatest.Config{
@@ -319,7 +319,7 @@ func TestOrderOfFaults(t *testing.T) {
 		{400, "MissingParameter", mend("X-Acs-Signature-Nonce", used.Header.Get("X-Acs-Signature-Nonce"))},
 		{400, "SignatureNonceUsed", mend("X-Acs-Signature-Nonce", rand.Text())},
 		{400, "IncompleteSignature", mend("Authorization", "Bearer x")},
-		{400, "IncompleteSignature", signAs("other", "other")}, // x-acs-content-sha256 is not there to be signed
+		{400, "IncompleteSignature", signAs("other", "other")}, // x-acs-content-sha256 is missing, so it cannot be signed
 		{400, "IncompleteSignature", func() {
 			mend("X-Acs-Content-Sha256", strings.Repeat("0", 64))()
 			signAs("other", "other")()
@@ -335,7 +335,7 @@ func TestOrderOfFaults(t *testing.T) {
 			mend("X-Acs-Accesskey-Id", "id")()
 			signAs("id", "other")()
 		}},
-		{400, "SignatureDoesNotMatch", signAs("id", "secret")}, // right, but for another body
+		{400, "SignatureDoesNotMatch", signAs("id", "secret")}, // correct for another body
 		{400, "SignatureDoesNotMatch", func() {
 			mend("X-Acs-Content-Sha256", hex.EncodeToString(hash[:]))()
 			signAs("id", "secret")()
@@ -364,7 +364,7 @@ func TestOrderOfFaults(t *testing.T) {
 	}
 }
 
-// Each is signed rightly, and spoilt only thereafter or by what it leaves out.
+// Each is signed correctly, and then changed, or lacks a header in its signature.
 func TestSignature(t *testing.T) {
 	t.Parallel()
 	s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
@@ -446,7 +446,7 @@ func upperSignature(r *http.Request) {
 
 func TestDateWindow(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) { // the clock stands still, on a whole second
+	synctest.Test(t, func(t *testing.T) { // the clock does not move, and shows a whole second
 		for offset, code := range map[time.Duration]string{
 			15 * time.Minute:                "Success",
 			15*time.Minute + time.Second:    "InvalidTimeStamp.Expired",
@@ -577,7 +577,7 @@ func TestPaths(t *testing.T) {
 	require.Zero(t, s.Count())
 }
 
-// The script is for browsers, where the module in e2e tries it.
+// The script is for browsers. The module e2e tests it in one.
 func TestWidget(t *testing.T) {
 	t.Parallel()
 	s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
@@ -597,7 +597,7 @@ func TestWidget(t *testing.T) {
 	require.Zero(t, s.Count())
 }
 
-// v2 and v3 return the param of the members, which are JSON.
+// v2 and v3 return a param with the members, which are JSON.
 func v2(members string) string { return "{" + members + "}" }
 func v3(members string) string { return base64.StdEncoding.EncodeToString([]byte("{" + members + "}")) }
 
@@ -667,7 +667,7 @@ func TestIssuedParams(t *testing.T) {
 			s := alicaptchatest.NewSimulator(alicaptchatest.Config{ForeignScenes: []string{"theirs"}})
 			for _, code := range []alicaptcha.Code{"T001", "T005", "T006", "T999", "F001", "F004", "F023", "F999"} {
 				param := issue(t, s, alicaptchatest.Issue{Format: format, Code: code})
-				// None of these spends it.
+				// None of these calls spends the param.
 				for scene, code := range map[string]alicaptcha.Code{"theirs": "F006", "nowhere": "F005", "signup": "F012"} {
 					a := send(t, s, signed(form(param, scene)))
 					require.Equal(t, code, a.Result.VerifyCode)
@@ -885,7 +885,7 @@ func TestServeIssue(t *testing.T) {
 		w := httptest.NewRecorder()
 		s.ServeHTTP(w, httptest.NewRequest(c.method, "/issue", strings.NewReader(c.body)))
 		name := fmt.Sprintf("%s %.60s: %s", c.method, c.body, w.Body)
-		require.Equal(t, "*", w.Header().Get("Access-Control-Allow-Origin"), name) // the page is another origin
+		require.Equal(t, "*", w.Header().Get("Access-Control-Allow-Origin"), name) // the page has another origin
 		require.Equal(t, c.status, w.Code, name)
 		var a map[string]string
 		require.NoError(t, json.Unmarshal(w.Body.Bytes(), &a), name)

@@ -27,14 +27,14 @@ func Rejecting(code alicaptcha.Code) alicaptcha.Verifier {
 	return always(alicaptcha.Result{Code: code, CertifyID: certifyID, RequestID: requestID}, nil)
 }
 
-// Failing returns a Verifier that never has a verdict: its error is an
-// [*alicaptcha.Error] with code. It panics if code is not one of alicaptcha's
-// words, such as ServiceTimeout. The middleware does not believe every word of
-// a Verifier: ParamMissing, and ClientCanceled while the client is there, come
-// out as ServiceUnavailable.
+// Failing returns a Verifier that never returns a verdict: its error is an
+// [*alicaptcha.Error] with code. It panics if code is not one of alicaptcha's codes
+// for an end without a verdict, such as ServiceTimeout. The middleware turns some of
+// them into ServiceUnavailable: ParamMissing, and ClientCanceled if the client is
+// still there.
 func Failing(code alicaptcha.Code) alicaptcha.Verifier {
 	if _, verdict := code.Verdict(); verdict || !code.Known() {
-		panic(fmt.Sprintf("alicaptchatest: Failing(%q): not a word of alicaptcha for an end without a verdict", string(code)))
+		panic(fmt.Sprintf("alicaptchatest: Failing(%q): not a code of alicaptcha for an end without a verdict", string(code)))
 	}
 	return always(alicaptcha.Result{}, &alicaptcha.Error{Code: code})
 }
@@ -45,10 +45,10 @@ func always(result alicaptcha.Result, err error) alicaptcha.Verifier {
 	})
 }
 
-// NewContext returns a context as a handler finds it behind the middleware:
-// [alicaptcha.FromContext] returns o, and [alicaptcha.Ask] and [alicaptcha.Require]
-// answer by it, with the default of o.Code for what a rejection's Action leaves out.
-// It is for tests of a handler on its own.
+// NewContext returns a copy of ctx for testing a handler without the middleware. In
+// it, [alicaptcha.FromContext] returns o, and [alicaptcha.Ask] and
+// [alicaptcha.Require] act on o. Fields that the Action of a rejection leaves empty
+// have the defaults for o.Code.
 func NewContext(ctx context.Context, o alicaptcha.Outcome) context.Context {
 	return context.WithValue(ctx, gate.OutcomeKey{}, o)
 }

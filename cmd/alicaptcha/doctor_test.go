@@ -26,7 +26,7 @@ import (
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
-// What must never be seen; each has "hunter" in it.
+// The output must never contain these, each of which contains "hunter".
 const (
 	keyID  = "LTAI5tDoctorhunter1"
 	secret = "doctorSecrethunter2"
@@ -35,7 +35,7 @@ const (
 
 var keys = map[string]string{"ALIBABA_CLOUD_ACCESS_KEY_ID": keyID, "ALIBABA_CLOUD_ACCESS_KEY_SECRET": secret}
 
-// with returns the keys with others in their place.
+// with returns a copy of keys with the given pairs of names and values.
 func with(pairs ...string) map[string]string {
 	vars := maps.Clone(keys)
 	for i := 0; i < len(pairs); i += 2 {
@@ -44,15 +44,15 @@ func with(pairs ...string) map[string]string {
 	return vars
 }
 
-// service is a simulator, the handler before it, and how many calls came to the handler.
+// service is a simulator behind a handler that counts the calls.
 type service struct {
 	*alicaptchatest.Simulator
 	url   string
 	calls atomic.Int64
 }
 
-// serve serves a simulator that has the keys, behind a handler that may answer
-// in its place by returning true.
+// serve serves a simulator with the keys. If before is not nil, it runs first, and
+// answers in place of the simulator if it returns true.
 func serve(t *testing.T, cfg alicaptchatest.Config, before func(w http.ResponseWriter, r *http.Request) bool) *service {
 	t.Helper()
 	if cfg.AccessKeyID == "" {
@@ -76,7 +76,7 @@ func serve(t *testing.T, cfg alicaptchatest.Config, before func(w http.ResponseW
 	return s
 }
 
-// answering answers each call with status and body, and leaves other requests alone.
+// answering answers each call with status and body, and no other requests.
 func answering(status int, body string) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodPost {
@@ -94,7 +94,7 @@ func verdict(passed bool, code string) func(http.ResponseWriter, *http.Request) 
 		fmt.Sprintf(`{"Code":"Success","Success":true,"Result":{"VerifyResult":%v,"VerifyCode":%q}}`, passed, code))
 }
 
-// dated has each answer say another time, or none.
+// dated shifts the date of each answer.
 func dated(off time.Duration) func(http.ResponseWriter, *http.Request) bool {
 	return func(w http.ResponseWriter, _ *http.Request) bool {
 		w.Header().Set("Date", time.Now().Add(off).UTC().Format(http.TimeFormat))
@@ -139,8 +139,8 @@ func listen(t *testing.T, each func(net.Conn)) string {
 	return listener.Addr().String()
 }
 
-// proxy connects everything to the server at to, or to nothing if to is empty,
-// and tells what it was asked.
+// proxy serves a proxy that connects every request to the server at to, or answers
+// 502 if to is empty. asked returns the requests so far.
 func proxy(t *testing.T, to string) (addr string, asked func() []string) {
 	var mu sync.Mutex
 	var hosts []string
@@ -176,7 +176,7 @@ func proxy(t *testing.T, to string) (addr string, asked func() []string) {
 	}
 }
 
-// found is what doctor -json prints, as its help has it.
+// found is what doctor -json prints, according to its help.
 type found struct {
 	OK            bool   `json:"ok"`
 	Region        string `json:"region"`
@@ -197,7 +197,7 @@ var names = []string{
 	"credentials", "endpoint", "clock", "call", "signature", "permission", "service", "scene", "test_mode",
 }
 
-// varying is what differs from one run to the next.
+// varying matches what differs between runs.
 var varying = regexp.MustCompile(`request [0-9A-F-]{36}|127\.0\.0\.1:\d+->|\d+(\.\d+)?m?s (ahead of|behind)`)
 
 // examine runs doctor with -json and without, and returns the statuses of its
@@ -263,8 +263,8 @@ func examine(t *testing.T, vars map[string]string, args ...string) (string, foun
 	return letters, f
 }
 
-// settled returns what doctor printed, with each check as it was printed last:
-// the call may change what the checks before it have found.
+// settled returns what doctor printed, with only the last text of each check: the
+// call may change the result of checks before it.
 func settled(text string) string {
 	var order []string
 	blocks := map[string]string{}
@@ -297,7 +297,7 @@ func TestDoctor(t *testing.T) {
 		faults faults
 		before func(http.ResponseWriter, *http.Request) bool
 		vars   map[string]string // nil: keys
-		args   []string          // beside -endpoint
+		args   []string          // in addition to -endpoint
 		scene  string            // "": login; "-": none
 		want   string
 		code   string // of the finding
@@ -566,7 +566,7 @@ func TestDoctor(t *testing.T) {
 				fmt.Fprintln(&said, c.Detail, c.Remedy)
 				if c.Status == "finding" {
 					require.Equal(t, tc.code, c.Code)
-					if tc.before == nil { // the simulator gives one
+					if tc.before == nil { // the simulator sends one
 						require.Equal(t, tc.code != "", c.RequestID != "")
 					}
 				}
@@ -578,12 +578,12 @@ func TestDoctor(t *testing.T) {
 	}
 }
 
-// What stands between here and the service.
+// Problems between this machine and the service.
 func TestDoctorEndpoint(t *testing.T) {
 	t.Parallel()
 	s := serve(t, alicaptchatest.Config{}, nil)
 	secure := httptest.NewUnstartedServer(s)
-	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // of certificates that are not believed
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // TLS errors are expected
 	secure.StartTLS()
 	defer secure.Close()
 	silent := listen(t, func(conn net.Conn) { io.Copy(io.Discard, conn) })
@@ -670,7 +670,7 @@ func TestDoctorEndpoint(t *testing.T) {
 	})
 	t.Run("all right, by TLS and a proxy", func(t *testing.T) {
 		if runtime.GOOS != "linux" {
-			return // SSL_CERT_FILE is read there
+			return // SSL_CERT_FILE is read on Linux
 		}
 		addr, asked := proxy(t, secure.Listener.Addr().String())
 		roots := filepath.Join(t.TempDir(), "roots.pem")
@@ -716,7 +716,7 @@ func TestDoctorPrintsAsItGoes(t *testing.T) {
 	require.Regexp(t, `(?s)^call         ok .*\ntest mode    not checked  whether .*\nNo findings\. Not checked: test mode\.\n$`, string(rest))
 }
 
-// What the call shows of an earlier check is printed as well.
+// A check that the call changes is printed again.
 func TestDoctorPrintsWhatChanges(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {

@@ -18,7 +18,7 @@ import (
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
-// With this in its environment the test binary is the program itself.
+// With this variable in its environment, the test binary runs as the program.
 const asProgram = "ALICAPTCHA_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// program returns the program as a command, with vars as its environment.
+// program returns a command that runs the program with vars as its environment.
 func program(t *testing.T, vars map[string]string, args ...string) *exec.Cmd {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -39,9 +39,9 @@ func program(t *testing.T, vars map[string]string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, path, args...)
 	cmd.Env = []string{
 		asProgram + "=1",
-		"GODEBUG=netdns=go",         // an impossible name is not looked up
-		"GORACE=atexit_sleep_ms=0",  // else each program takes a second to end
-		"GOCOVERDIR=" + t.TempDir(), // else -cover adds a warning to stderr
+		"GODEBUG=netdns=go",         // does not look up an impossible name
+		"GORACE=atexit_sleep_ms=0",  // or each program takes a second to end
+		"GOCOVERDIR=" + t.TempDir(), // or -cover adds a warning to stderr
 	}
 	for name, value := range vars {
 		cmd.Env = append(cmd.Env, name+"="+value)
@@ -173,7 +173,7 @@ func TestHelp(t *testing.T) {
 		require.Contains(t, short, word)
 	}
 
-	// Nothing that a user of the commands needs is missing.
+	// The help mentions everything that its reader needs.
 	words := []string{
 		"-region", "-endpoint", "-scene", "-timeout", "-json", "exit status", "billed",
 		"AliyunYundunAFSFullAccess", "HTTPS_PROXY", `"ok"`, `"finding"`, `"not_checked"`,
@@ -205,7 +205,7 @@ func TestHelp(t *testing.T) {
 	}
 	for _, text := range []string{short, doctor, simulate} {
 		for line := range strings.Lines(text) {
-			if !strings.HasPrefix(line, "    \t") { // the flag package's
+			if !strings.HasPrefix(line, "    \t") { // written by the flag package
 				require.LessOrEqual(t, len(line), 100, line)
 			}
 		}
@@ -221,7 +221,7 @@ func TestVersion(t *testing.T) {
 	require.Equal(t, got, runProgram(t, nil, "--version"))
 }
 
-// The simulator and the doctor, as their user has them.
+// The doctor and the simulator, as their user runs them.
 func TestDoctorAgainstSimulate(t *testing.T) {
 	t.Parallel()
 	url, _ := startSimulator(t, "-access-key-id", "STS.hunter", "-access-key-secret", secret, "-security-token", token,

@@ -25,7 +25,7 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// client ignores a proxy that the environment may have.
+// client ignores a proxy in the environment.
 var client = &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
 // post sends body as curl -d does.
@@ -45,7 +45,7 @@ func read(t *testing.T, resp *http.Response) string {
 	return string(body)
 }
 
-// running is a simulator that has printed its lines.
+// running is a simulator that has printed its banner.
 type running struct {
 	lines []string
 	stop  func(os.Signal) result
@@ -107,7 +107,7 @@ func TestSimulate(t *testing.T) {
 		require.NotContains(t, strings.Join(s.lines, "\n"), label)
 	}
 
-	// The printed commands, as a shell reads them.
+	// The printed commands, parsed like in a shell.
 	var answers []string
 	command := regexp.MustCompile(`^curl -sS '([^']*)'(?: -d '(.*)')?$`)
 	for _, line := range s.lines {
@@ -163,7 +163,7 @@ func TestSimulateWarnsWhereOthersReachIt(t *testing.T) {
 	require.True(t, strings.HasPrefix(url, "http://127.0.0.1:"), url)
 	require.Contains(t, post(t, url+"/issue", `{"sceneId":"login"}`), "captchaVerifyParam")
 	if runtime.GOOS == "windows" {
-		return // there a process cannot send the signal
+		return // a process cannot send the signal there
 	}
 	got := s.stop(os.Interrupt)
 	require.Zero(t, got.status)
@@ -171,18 +171,18 @@ func TestSimulateWarnsWhereOthersReachIt(t *testing.T) {
 	require.Contains(t, got.stderr, "warning: anyone who can reach")
 }
 
-// A call that hangs does not hold up the end, and has its answer before it.
+// A call that hangs does not delay the end, and gets its answer before that.
 func TestSimulateStops(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS == "windows" {
-		return // there a process cannot send the signals
+		return // a process cannot send the signals there
 	}
 	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			url, s := startSimulator(t, "-faults", `{"hang":"body"}`)
 			resp, err := client.Post(url+"/", "application/x-www-form-urlencoded", strings.NewReader("x=y"))
-			require.NoError(t, err) // the headers are here, and half of the body
+			require.NoError(t, err) // the headers and half of the body have arrived
 			defer resp.Body.Close()
 			got := s.stop(sig)
 			require.Equal(t, result{0, "", ""}, got)
@@ -195,8 +195,8 @@ func TestSimulateStops(t *testing.T) {
 	}
 }
 
-// trusting returns a Transport that trusts the CA in the file alone, and connects
-// every host to the server at addr.
+// trusting returns a Transport that trusts only the CA in caFile, and connects to
+// the server at addr for every host.
 func trusting(t *testing.T, caFile, addr string) *http.Transport {
 	t.Helper()
 	ca, err := os.ReadFile(caFile)
@@ -205,7 +205,7 @@ func trusting(t *testing.T, caFile, addr string) *http.Transport {
 	require.True(t, roots.AppendCertsFromPEM(ca))
 	transport := &http.Transport{
 		TLSClientConfig:   &tls.Config{RootCAs: roots},
-		ForceAttemptHTTP2: true, // which the simulator does not speak
+		ForceAttemptHTTP2: true, // the simulator does not support it
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, addr)
 		},
@@ -255,12 +255,12 @@ func TestSimulateTLS(t *testing.T) {
 			_, ok := errors.AsType[x509.HostnameError](err)
 			require.True(t, ok, "%s: %v", name, err)
 		}
-		_, err := client.Get(url) // knows nothing of the CA
+		_, err := client.Get(url) // does not know the CA
 		_, ok := errors.AsType[x509.UnknownAuthorityError](err)
 		require.True(t, ok, err)
 	})
 
-	// As in Docker Compose: another host than loopback, and a port.
+	// As in Docker Compose: a host other than loopback, with a port.
 	t.Run("Client", func(t *testing.T) {
 		verifier, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
 			Endpoint: "https://simulator:8443", AccessKeyID: keyID, AccessKeySecret: secret, Transport: transport,
@@ -277,7 +277,7 @@ func TestSimulateTLS(t *testing.T) {
 	})
 	t.Run("SSL_CERT_FILE", func(t *testing.T) {
 		if runtime.GOOS != "linux" {
-			return // it is read there
+			return // it is read on Linux
 		}
 		tunnel, asked := proxy(t, addr)
 		vars := with("HTTPS_PROXY", "http://"+tunnel, "SSL_CERT_FILE", caFile, "SSL_CERT_DIR", t.TempDir())
@@ -288,7 +288,7 @@ func TestSimulateTLS(t *testing.T) {
 	})
 
 	t.Run("delay", func(t *testing.T) {
-		require.Equal(t, `{"tlsDelay":"1h0m0s"}`, ask("/faults", `{"tlsDelay":"1h"}`)) // a connection that lasts
+		require.Equal(t, `{"tlsDelay":"1h0m0s"}`, ask("/faults", `{"tlsDelay":"1h"}`)) // on a connection that is kept
 		dial := func(ctx context.Context) error {
 			conn, err := (&tls.Dialer{Config: transport.TLSClientConfig}).DialContext(ctx, "tcp", addr)
 			if err == nil {
@@ -306,7 +306,7 @@ func TestSimulateTLS(t *testing.T) {
 	})
 
 	if runtime.GOOS == "windows" {
-		return // there a process cannot send the signal
+		return // a process cannot send the signal there
 	}
 	ask("/faults", `{"tlsDelay":"1h"}`)
 	got := s.stop(os.Interrupt)
@@ -314,7 +314,7 @@ func TestSimulateTLS(t *testing.T) {
 	require.Empty(t, got.stdout)
 }
 
-// A start does not keep the certificate of the one before, nor leave it behind.
+// Each start replaces the whole file.
 func TestSimulateTLSAgain(t *testing.T) {
 	t.Parallel()
 	caFile := filepath.Join(t.TempDir(), "ca.pem")
@@ -322,7 +322,7 @@ func TestSimulateTLSAgain(t *testing.T) {
 	for range 2 {
 		addr := "127.0.0.1:0"
 		if runtime.GOOS == "linux" {
-			addr = "127.0.0.2:0" // elsewhere it is not there
+			addr = "127.0.0.2:0" // it does not exist on other systems
 		}
 		url, _ := startSimulator(t, "-tls", "-ca-file", caFile, "-addr", addr)
 		transport := trusting(t, caFile, strings.TrimPrefix(url, "https://"))
