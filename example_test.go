@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
-	"github.com/gorilla/mux"
 	"github.com/stretchr/testify/require"
 	"golang.org/x/time/rate"
 
@@ -45,18 +44,6 @@ func Example_chi() {
 
 	r := chi.NewRouter()
 	r.With(captcha.Handler).Post("/login", handleLogin)
-
-	knock(r)
-	// Output: 400
-}
-
-func Example_gorillaMux() {
-	captcha := newGate()
-
-	r := mux.NewRouter()
-	login := r.Path("/login").Methods("POST").Subrouter()
-	login.Use(captcha.Handler)
-	login.HandleFunc("", handleLogin)
 
 	knock(r)
 	// Output: 400

@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
-	"github.com/gorilla/mux"
 	"github.com/stretchr/testify/require"
 
 	"github.com/alicaptcha/alicaptcha"
@@ -58,14 +57,6 @@ func TestRouters(t *testing.T) {
 	chiRouter.With(login.Handler).Post("/login", handler.ServeHTTP)
 	chiRouter.With(signup.Handler).Post("/signup", handler.ServeHTTP)
 
-	muxRouter := mux.NewRouter()
-	loginRoutes := muxRouter.Path("/login").Methods("POST").Subrouter()
-	loginRoutes.Use(login.Handler)
-	loginRoutes.Handle("", handler)
-	signupRoutes := muxRouter.Path("/signup").Methods("POST").Subrouter()
-	signupRoutes.Use(signup.Handler)
-	signupRoutes.Handle("", handler)
-
 	serveMux := http.NewServeMux()
 	serveMux.Handle("POST /login", login.Handler(handler))
 	serveMux.Handle("POST /signup", signup.Handler(handler))
@@ -102,7 +93,7 @@ func TestRouters(t *testing.T) {
 	}
 
 	for name, router := range map[string]http.Handler{
-		"chi": chiRouter, "gorilla": muxRouter, "ServeMux": serveMux, "bare": bare,
+		"chi": chiRouter, "ServeMux": serveMux, "bare": bare,
 	} {
 		t.Run(name, func(t *testing.T) {
 			web := httptest.NewServer(router)

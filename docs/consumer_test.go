@@ -58,3 +58,53 @@ func TestConsumer(t *testing.T) {
 	}
 	require.Contains(t, string(out), "ok  \t"+root.Path+"/alicaptchatest\t")
 }
+
+// An app that has versions of chi and testify of its own, which are not new,
+// keeps them when it adds the module.
+func TestConsumerKeepsItsVersions(t *testing.T) {
+	root, err := filepath.Abs("..")
+	require.NoError(t, err)
+	sums, err := os.ReadFile("../go.sum")
+	require.NoError(t, err)
+	app := t.TempDir()
+	for name, content := range map[string]string{
+		"go.mod": "module example.com/app\n\ngo 1.26.0\n\nrequire (\n" +
+			"\tgithub.com/alicaptcha/alicaptcha v0.0.0\n" +
+			"\tgithub.com/go-chi/chi/v5 v5.0.12\n\tgithub.com/stretchr/testify v1.9.0\n)\n\n" +
+			"replace github.com/alicaptcha/alicaptcha => " + root + "\n",
+		"go.sum": string(sums),
+		"main.go": `package main
+
+import (
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/go-chi/chi/v5"
+)
+
+func main() { chi.NewRouter().Use((*alicaptcha.Middleware)(nil).Handler) }
+`,
+		"main_test.go": `package main
+
+import (
+	"testing"
+
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+	"github.com/stretchr/testify/require"
+)
+
+func Test(t *testing.T) { require.NotNil(t, alicaptchatest.Passing()) }
+`,
+	} {
+		require.NoError(t, os.WriteFile(filepath.Join(app, name), []byte(content), 0o600))
+	}
+	var out []byte
+	for _, args := range [][]string{
+		{"mod", "tidy"}, {"vet", "./..."},
+		{"list", "-m", "github.com/go-chi/chi/v5", "github.com/stretchr/testify"},
+	} {
+		command := exec.CommandContext(t.Context(), "go", args...)
+		command.Dir, command.Env = app, append(os.Environ(), "GOWORK=off", "GOFLAGS=-mod=mod")
+		out, err = command.CombinedOutput()
+		require.NoError(t, err, "go %s\n%s", strings.Join(args, " "), out)
+	}
+	require.Equal(t, "github.com/go-chi/chi/v5 v5.0.12\ngithub.com/stretchr/testify v1.9.0\n", string(out))
+}

@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -15,8 +14,6 @@ import (
 
 	"github.com/alicaptcha/alicaptcha"
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
-	"github.com/go-chi/chi/v5/middleware"
-	"github.com/go-chi/httprate"
 	"github.com/stretchr/testify/require"
 )
 
@@ -33,7 +30,7 @@ func newAdaptiveLogin(t *testing.T) adaptiveLogin {
 	})
 	require.NoError(t, err)
 	a := newAdaptive()
-	return adaptiveLogin{a, middleware.ClientIPFromRemoteAddr(captcha.Deferred(http.HandlerFunc(a.handle)))}
+	return adaptiveLogin{a, captcha.Deferred(http.HandlerFunc(a.handle))}
 }
 
 // try returns the status of a login.
@@ -142,19 +139,9 @@ func TestAdaptiveCountsFailuresWithACaptcha(t *testing.T) {
 	require.Zero(t, l.free(1, "198.51.100.1", "alice"))
 }
 
-// A yielding counter lets others go first between what it says and what is done
-// about it.
-type yielding struct{ httprate.LimitCounter }
-
-func (y yielding) Get(key string, now, before time.Time) (int, int, error) {
-	defer runtime.Gosched()
-	return y.LimitCounter.Get(key, now, before)
-}
-
 // Guesses at once over many accounts are no way round the count.
 func TestAdaptiveManyAccountsAtOnce(t *testing.T) {
 	l := newAdaptiveLogin(t)
-	l.failures = yielding{l.failures}
 	var wg sync.WaitGroup
 	var free atomic.Int32
 	for i := range 100 {
@@ -168,25 +155,34 @@ func TestAdaptiveManyAccountsAtOnce(t *testing.T) {
 	require.Equal(t, int32(10), free.Load())
 }
 
-// keys notes which keys a counter has to hold.
-type keys struct {
-	httprate.LimitCounter
-	held map[string]bool
-}
-
-func (k keys) IncrementBy(key string, window time.Time, amount int) error {
-	k.held[key] = true
-	return k.LimitCounter.IncrementBy(key, window, amount)
-}
-
-// A flood of long made-up names, from many addresses, is not kept.
+// A flood of made-up names, from many addresses, is not kept, nor is one of
+// logins with a captcha. What no longer counts is forgotten.
 func TestAdaptiveMemory(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newAdaptiveLogin(t)
+		l.free(1000, "[2001:db8:%x::1]", "without%d")
+		require.Len(t, l.now, 2*siteFailures+1)
+		time.Sleep(failureWindow)
+		for i := range 1000 {
+			status := l.try(fmt.Sprintf("[2001:db8:%x::1]", i), fmt.Sprintf("with%d", i), "wrong", "a param")
+			require.Equal(t, http.StatusUnauthorized, status)
+		}
+		require.Len(t, l.now, 2*siteFailures+1)
+		require.Len(t, l.before, 2*siteFailures+1)
+		time.Sleep(2 * failureWindow)
+		require.Equal(t, http.StatusOK, l.try("192.0.2.1", "alice", "correct-horse", ""))
+		require.Empty(t, l.now)
+		require.Empty(t, l.before)
+	})
+}
+
+// A login that was not counted, since the site's share was used up, takes back
+// nothing.
+func TestAdaptiveTakesBackOnlyWhatItCounted(t *testing.T) {
 	l := newAdaptiveLogin(t)
-	k := keys{l.failures, map[string]bool{}}
-	l.failures = k
-	l.free(1000, "[2001:db8:%x::1]", strings.Repeat("x", 1000)+"%d")
-	require.LessOrEqual(t, len(k.held), 2*siteFailures+1)
-	for key := range k.held {
-		require.LessOrEqual(t, len(key), 32)
+	require.Equal(t, siteFailures, l.free(200, "203.0.113.%d", "user%d"))
+	for range 10 {
+		require.Equal(t, http.StatusOK, l.try("203.0.113.1", "alice", "correct-horse", "a param"))
 	}
+	require.Zero(t, l.free(10, "203.0.113.%d", "another%d"))
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"mime/multipart"
@@ -605,24 +606,58 @@ func TestServersHaveTimeouts(t *testing.T) {
 	require.Equal(t, 64<<10, s.MaxHeaderBytes)
 }
 
-// A flood ends before it costs a verification, and other pages are still there.
+// A flood from an address ends before it costs a verification. Other addresses
+// and other pages are still served.
 func TestRateLimit(t *testing.T) {
-	p := start(t, nil)
-	param := p.mint(t, `{"sceneId":"login"}`)
-	for range postsAMinute {
-		require.Equal(t, http.StatusBadRequest, post(t, p.value(t, "Site")+"/login", "application/json", "{}").status)
-	}
-	got := p.login(t, "alice", "correct-horse", param)
-	requireRejected(t, got, http.StatusTooManyRequests, "captcha_rate_limited")
-	require.Equal(t, []string{"60"}, got.header.Values("Retry-After"))
-	get(t, p.value(t, "Site")+"/login", "en")
+	synctest.Test(t, func(t *testing.T) {
+		// Nothing listens there: a param that is verified ends as a 503.
+		handler, err := newSite(simulated("http://127.0.0.1:1", "http://127.0.0.1:1"), slog.New(slog.DiscardHandler))
+		require.NoError(t, err)
+		send := func(method, remote string) *httptest.ResponseRecorder {
+			r := httptest.NewRequest(method, "/login", strings.NewReader(`{}`))
+			r.Header.Set("Content-Type", "application/json")
+			r.RemoteAddr = remote
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, r)
+			return w
+		}
+		passes := func(n int, remotes ...string) {
+			t.Helper()
+			for i := range n {
+				require.Equal(t, http.StatusBadRequest, send("POST", remotes[i%len(remotes)]).Code)
+			}
+			w := send("POST", remotes[0])
+			got := response{w.Code, w.Header(), w.Body.String()}
+			requireRejected(t, got, http.StatusTooManyRequests, "captcha_rate_limited")
+			require.Equal(t, []string{"1"}, got.header.Values("Retry-After"))
+		}
+		passes(postsAMinute, "192.0.2.1:1", "192.0.2.1:2", "[::ffff:192.0.2.1]:3")
+		require.Equal(t, http.StatusOK, send("GET", "192.0.2.1:1").Code)
+		time.Sleep(time.Second)
+		passes(1, "192.0.2.1:1")
+		// What they share an entry with is random, so each begins with a full one.
+		time.Sleep(time.Hour)
+		passes(postsAMinute, "[2001:db8::1]:1", "[2001:db8::2]:1", "[2001:db8::ffff:ffff:ffff:ffff]:1")
+		time.Sleep(time.Hour)
+		passes(postsAMinute, "", "junk", "@")
+	})
+}
 
-	// Nobody has asked the service: the param is good yet.
-	service, err := alicaptcha.NewClient(simulated(p.value(t, "Site"), p.value(t, "Simulator")).client)
-	require.NoError(t, err)
-	result, err := service.Verify(t.Context(), alicaptcha.Request{Param: param, SceneID: "login"})
-	require.NoError(t, err)
-	require.True(t, result.Passed)
+// Clients with many addresses do not make the table of the limits grow, and
+// nobody knows which addresses share an entry.
+func TestRateLimitIsBounded(t *testing.T) {
+	l := newPostLimits()
+	h := l.handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	entries := l.entries
+	for i := range 10_000 {
+		r := httptest.NewRequest("POST", "/", nil)
+		r.RemoteAddr = fmt.Sprintf("[2001:db8:0:%x::1]:1", i)
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		require.Equal(t, http.StatusOK, w.Code)
+	}
+	require.Equal(t, entries, l.entries)
+	require.NotEqual(t, l.seed, newPostLimits().seed)
 }
 
 func TestStartFailures(t *testing.T) {

@@ -7,9 +7,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -17,12 +19,12 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 	"github.com/go-chi/chi/v5"
 	"github.com/go-chi/chi/v5/middleware"
-	"github.com/go-chi/httprate"
+	"golang.org/x/time/rate"
 )
 
 const (
 	maxBodyBytes = 128 << 10 // far more than a param of 28 KB and a form around it
-	postsAMinute = 60        // by one address
+	postsAMinute = 60        // from one address
 )
 
 // settings is all that differs between the simulator and the real service. Its
@@ -85,13 +87,8 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 		// service, which has a limit for the whole account and a price. And the
 		// captcha must not read further than the handler would.
 		r.Use(crossOrigin.Handler)
-		// The address is the connection's. Behind a proxy it is the proxy's:
-		// see chi's other ClientIPFrom… for what to trust then.
-		r.Use(middleware.ClientIPFromRemoteAddr)
-		r.Use(httprate.LimitBy(postsAMinute, time.Minute, func(r *http.Request) (string, error) {
-			return address(r), nil
-		}, httprate.WithLimitHandler(tooMany)))
-		r.Use(middleware.RequestSize(maxBodyBytes)) // an http.MaxBytesReader
+		r.Use(newPostLimits().handler)
+		r.Use(func(next http.Handler) http.Handler { return http.MaxBytesHandler(next, maxBodyBytes) })
 
 		r.With(login.Handler).Post("/login", handleLogin)
 		r.With(signup.Handler).Post("/signup", s.handleSignup)
@@ -100,10 +97,44 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 	return r, nil
 }
 
-// address returns the client's address; of IPv6, where a client has many, the
-// network.
-func address(r *http.Request) string {
-	return httprate.CanonicalizeIP(middleware.GetClientIP(r.Context()))
+// address returns the client's address. A client with IPv6 has many addresses,
+// so for these it returns the network, a /64. The address is that of the
+// connection: behind a proxy it is the proxy's. Take it then from the header
+// that your proxy sets, and only if nobody but your proxy can set it.
+func address(r *http.Request) netip.Prefix {
+	from, _ := netip.ParseAddrPort(r.RemoteAddr) // all that have no address are counted as one
+	ip := from.Addr().Unmap()
+	network, _ := ip.Prefix(min(64, ip.BitLen()))
+	return network
+}
+
+// postLimits bounds how often an address may post. It is a table of a fixed
+// size, so that an attacker with many addresses cannot make it grow. Addresses
+// that share an entry share its limit. A client does not know which ones do:
+// the seed is random.
+type postLimits struct {
+	seed    maphash.Seed
+	entries [4096]*rate.Limiter
+}
+
+func newPostLimits() *postLimits {
+	l := &postLimits{seed: maphash.MakeSeed()}
+	for i := range l.entries {
+		l.entries[i] = rate.NewLimiter(rate.Every(time.Minute/postsAMinute), postsAMinute)
+	}
+	return l
+}
+
+// handler returns a handler that calls next unless the client has posted too
+// often.
+func (l *postLimits) handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !l.entries[maphash.Comparable(l.seed, address(r))%uint64(len(l.entries))].Allow() {
+			tooMany(w, r)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // secure sets the headers that suit every answer.
@@ -115,11 +146,11 @@ func secure(next http.Handler) http.Handler {
 	})
 }
 
-// tooMany answers as the captcha does to too many requests, so that the page
-// has one way to tell of both.
+// tooMany writes the same rejection as the captcha does for too many requests,
+// so that the page needs to know only one.
 func tooMany(w http.ResponseWriter, r *http.Request) {
 	alicaptcha.WriteRejection(w, r, alicaptcha.Outcome{Action: alicaptcha.Action{
-		Status: http.StatusTooManyRequests, Reason: "captcha_rate_limited", RetryAfter: time.Minute,
+		Status: http.StatusTooManyRequests, Reason: "captcha_rate_limited", RetryAfter: time.Minute / postsAMinute,
 	}})
 }
 
@@ -150,83 +181,110 @@ func (in loginBody) correct() bool {
 	return equal(in.Username, "alice")&equal(in.Password, "correct-horse") == 1
 }
 
-// adaptive is a login that asks for a captcha once there were too many failures.
-// Replicas need a store that they share, and that compares and counts in one
+// adaptive is a login that requires a captcha once there were too many failures.
+// Replicas need a store that they share and that compares and counts in one
 // step.
 type adaptive struct {
-	mu       sync.Mutex // makes one step of it here; and the counter wants its windows in order
-	failures httprate.LimitCounter
+	mu     sync.Mutex
+	window time.Time       // the start of the present window
+	now    map[failure]int // counts of the present window
+	before map[failure]int // counts of the window before it
 }
 
-// These are the failures that need no captcha, in a window and the one before
-// it. A count by account alone misses one password that is tried on many
-// accounts, and a count by address misses many machines that try a few each.
+// A failure is a key under which failed logins are counted: the hash of an
+// account or an address. A long name takes no more memory than a short one.
+type failure [sha256.Size]byte
+
+// These are the numbers of failures that need no captcha, in a window and the
+// one before it. A count by account alone misses one password that is tried on
+// many accounts, and a count by address misses many machines that try a few
+// accounts each.
 const (
 	accountFailures = 3   // as often as people mistype
 	addressFailures = 10  // a whole office may have one address
-	siteFailures    = 100 // more than all users of a small site mistype; beyond it everybody is asked
+	siteFailures    = 100 // more than all users of a small site mistype; beyond it everybody needs a captcha
 	failureWindow   = 15 * time.Minute
 )
 
-func newAdaptive() *adaptive {
-	return &adaptive{failures: httprate.NewLocalLimitCounter(failureWindow)}
-}
+func newAdaptive() *adaptive { return &adaptive{} }
 
-// A share is the failures that an account, an address or the site may have.
+// A share is the number of failures that an account, an address or the site may
+// have.
 type share struct {
-	key string
+	key failure
 	max int
 }
 
-// sharesOf returns the shares that a login is counted in. The keys are hashes,
-// so that a long name takes no more memory than a short one. Each kind has its
+// site is the share of the whole site.
+var site = share{max: siteFailures}
+
+// sharesOf returns the shares in which a login is counted. Each kind has a
 // prefix, so that an account that is named like an address is not counted as
 // that address.
-func sharesOf(account, address string) []share {
-	key := func(kind, value string) string {
-		sum := sha256.Sum256([]byte(kind + ":" + value))
-		return string(sum[:])
-	}
+func sharesOf(account string, address netip.Prefix) []share {
 	return []share{
-		{key("account", account), accountFailures},
-		{key("address", address), addressFailures},
-		{key("site", ""), siteFailures},
+		{sha256.Sum256([]byte("account:" + account)), accountFailures},
+		{sha256.Sum256([]byte("address:" + address.String())), addressFailures},
+		site,
 	}
 }
 
-// begin reports whether the password of a login may be looked at, and then
-// counts the login as failed. After a captcha that was passed it always may,
-// without one as long as no share is used up. It counts before the password is
-// looked at: of a hundred guesses at once no more than the smallest share must go
-// without a captcha. A login that may not is not counted, so that a flood of
-// made-up names leaves nothing in memory.
+// turn makes the window of the present time the present window.
+func (a *adaptive) turn() {
+	window := time.Now().Truncate(failureWindow)
+	if window.Equal(a.window) {
+		return
+	}
+	if window.Equal(a.window.Add(failureWindow)) {
+		a.before = a.now
+	} else {
+		a.before = nil
+	}
+	a.window, a.now = window, map[failure]int{}
+}
+
+// begin reports whether the password of a login may be checked. With a passed
+// captcha it always may; without one it may as long as no share is used up. If so,
+// begin counts the login as failed and returns the window in which it did. It counts
+// before the password is checked, so that of a hundred guesses at once no more than
+// the smallest share are made without a captcha.
+//
+// Once the site's share of the window is used up, begin counts nothing: everybody
+// needs a captcha until the end of the next window anyway. So the counts of a
+// window take no more memory than siteFailures logins need. The window is zero then.
 func (a *adaptive) begin(shares []share, passed bool) (window time.Time, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	window = time.Now().Truncate(failureWindow)
+	a.turn()
 	for _, s := range shares {
-		now, before, err := a.failures.Get(s.key, window, window.Add(-failureWindow))
-		if !passed && (err != nil || now+before >= s.max) {
-			return window, false
+		if !passed && a.now[s.key]+a.before[s.key] >= s.max {
+			return time.Time{}, false
 		}
 	}
-	for _, s := range shares {
-		a.failures.IncrementBy(s.key, window, 1)
+	if a.now[site.key] >= site.max {
+		return time.Time{}, true
 	}
-	return window, true
+	for _, s := range shares {
+		a.now[s.key]++
+	}
+	return a.window, true
 }
 
-// takeBack ends a login that was no failure. It takes back that login only: an
-// attacker with an account could otherwise log in between guesses, and clear the
-// count of the address. A login that took longer than its window stays counted.
+// takeBack undoes what begin has counted, for a login that did not fail. It does
+// not clear the counts: an attacker with an account could otherwise log in between
+// guesses, and so clear the count of the address. A login that took longer than
+// its window stays counted.
 func (a *adaptive) takeBack(shares []share, window time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !time.Now().Truncate(failureWindow).Equal(window) {
+	a.turn()
+	if !a.window.Equal(window) {
 		return
 	}
 	for _, s := range shares {
-		a.failures.IncrementBy(s.key, window, -1)
+		if a.now[s.key]--; a.now[s.key] == 0 {
+			delete(a.now, s.key)
+		}
 	}
 }
 
