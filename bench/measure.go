@@ -5,8 +5,9 @@ import (
 	"math"
 	"runtime"
 	"slices"
-	"syscall"
 	"time"
+
+	"github.com/alicaptcha/alicaptcha/bench/internal/cputime"
 )
 
 // A cost is what one operation takes: time and CPU in nanoseconds, the CPU of
@@ -18,26 +19,17 @@ func measure(n int, operation func()) cost {
 	var before, after runtime.MemStats
 	runtime.GC() // nobody pays for the garbage of the one before
 	runtime.ReadMemStats(&before)
-	cpu, start := cpuTime(), time.Now()
+	cpu, start := cputime.Used(), time.Now()
 	for range n {
 		operation()
 	}
-	took, used := time.Since(start), cpuTime()-cpu
+	took, used := time.Since(start), cputime.Used()-cpu
 	runtime.ReadMemStats(&after)
 	each := func(total float64) float64 { return total / float64(n) }
 	return cost{
 		each(float64(took)), each(float64(used)),
 		each(float64(after.TotalAlloc - before.TotalAlloc)), each(float64(after.Mallocs - before.Mallocs)),
 	}
-}
-
-// cpuTime returns what this process has used so far, of all its threads.
-func cpuTime() time.Duration {
-	var usage syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
-		panic(err) // it has no way to fail
-	}
-	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
 }
 
 // A contender is one way to do a row's work.
