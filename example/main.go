@@ -1,17 +1,27 @@
-// Command example is a site with two logins and a signup behind captchas:
+// Command example serves a site that has two logins and a signup behind captchas.
 //
-//	go run ./example
+// Usage:
 //
-// As it is it runs on a simulator of the service, with a slider for a captcha,
-// and prints the curl commands that try it. With these in the environment the same code runs on the real
-// service:
+//	go run ./example [flags]
 //
-//	ALIBABA_CLOUD_ACCESS_KEY_ID      a RAM user's pair
+// The flags are:
+//
+//	-addr address
+//		The address at which the site listens (default 127.0.0.1:8080).
+//	-simulator address
+//		The address at which the simulator of the service listens (default
+//		127.0.0.1:8081). It is not used with the real service.
+//
+// Without further settings the site runs on the simulator, whose captcha is a
+// slider, and prints curl commands that try it. If the environment has these
+// variables, the same code runs on the real service:
+//
+//	ALIBABA_CLOUD_ACCESS_KEY_ID      the AccessKey pair of a RAM user
 //	ALIBABA_CLOUD_ACCESS_KEY_SECRET
-//	ALIBABA_CLOUD_SECURITY_TOKEN     only with temporary keys
+//	ALIBABA_CLOUD_SECURITY_TOKEN     with temporary keys only
 //	CAPTCHA_REGION                   cn or sgp
-//	CAPTCHA_PREFIX                   the console's, for the page
-//	CAPTCHA_SCENE_LOGIN              scene IDs of the console
+//	CAPTCHA_PREFIX                   the prefix that the console shows, for the page
+//	CAPTCHA_SCENE_LOGIN              the scene IDs that the console shows
 //	CAPTCHA_SCENE_SIGNUP
 package main
 
@@ -53,19 +63,19 @@ func main() {
 // A usageError is a fault of the command line.
 type usageError struct{ error }
 
-// run serves the site until ctx is done. What makes a start impossible it
-// returns before anything is served.
+// run serves the site until ctx is done. It returns what makes a start
+// impossible before it serves anything.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("example", flag.ContinueOnError)
-	addr := flags.String("addr", "127.0.0.1:8080", "the site's `address`")
-	simulatorAddr := flags.String("simulator", "127.0.0.1:8081", "the simulator's `address`, unused with the real service")
-	flags.SetOutput(io.Discard) // main prints the error, in one line
+	addr := flags.String("addr", "127.0.0.1:8080", "the `address` at which the site listens")
+	simulatorAddr := flags.String("simulator", "127.0.0.1:8081", "the `address` at which the simulator listens; not used with the real service")
+	flags.SetOutput(io.Discard) // main prints the error in one line
 	err := flags.Parse(args)
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Fprintln(stderr, "usage: example [flags]")
 		flags.SetOutput(stderr)
-		flags.PrintDefaults()
+		flags.PrintDefaults() // the comment of the package lists them as well
 		return err
 	case err != nil:
 		return usageError{err}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"log/slog"
@@ -660,6 +661,24 @@ func TestRateLimitIsBounded(t *testing.T) {
 	require.NotEqual(t, l.seed, newPostLimits().seed)
 }
 
+// go doc ./example shows the same flags as -help.
+func TestHelp(t *testing.T) {
+	source, err := os.ReadFile("main.go")
+	require.NoError(t, err)
+	doc, _, _ := strings.Cut(string(source), "\npackage main")
+	var help bytes.Buffer
+	require.ErrorIs(t, run(t.Context(), []string{"-help"}, os.Getenv, io.Discard, &help), flag.ErrHelp)
+	flags := regexp.MustCompile(`(?m)^  (-\w+ \w+)$`).FindAllStringSubmatch(help.String(), -1)
+	require.Len(t, flags, strings.Count(doc, "\n//\t-"), help.String())
+	require.NotEmpty(t, flags)
+	for _, f := range flags {
+		require.Contains(t, doc, "\n//\t"+f[1]+"\n")
+	}
+	for _, value := range regexp.MustCompile(`default "(.*)"`).FindAllStringSubmatch(help.String(), -1) {
+		require.Contains(t, strings.ReplaceAll(doc, "\n//\t\t", " "), "default "+value[1]+")")
+	}
+}
+
 func TestStartFailures(t *testing.T) {
 	taken, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
@@ -686,8 +705,8 @@ func TestStartFailures(t *testing.T) {
 		status int
 		want   string
 	}{
-		"site's port in use":      {[]string{"-addr", busy}, nil, 1, "-addr: listen tcp " + busy + ": bind: address already in use"},
-		"simulator's port in use": {[]string{"-addr", freed, "-simulator", busy}, nil, 1, "-simulator: listen tcp " + busy + ": bind: address already in use"},
+		"site's port in use":      {[]string{"-addr", busy}, nil, 1, "example: -addr: listen tcp " + busy},
+		"simulator's port in use": {[]string{"-addr", freed, "-simulator", busy}, nil, 1, "example: -simulator: listen tcp " + busy},
 		"bad address":             {[]string{"-addr", "nowhere"}, nil, 1, "missing port"},
 		"bad flag":                {[]string{"-nonsense"}, nil, 2, "-nonsense"},
 		"argument":                {[]string{"nonsense"}, nil, 2, "nonsense"},
