@@ -111,13 +111,13 @@
       console.error("AliyunCaptcha.js (simulator):", msg);
       options.onError?.({code: "SIMULATOR", msg});
     };
-    if (!account?.region || !account?.prefix) return fault("window.AliyunCaptchaConfig must be set, with region and prefix, before the script loads");
+    if (!account?.region || !account?.prefix) return fault("window.AliyunCaptchaConfig with region and prefix has to be set before the script loads");
     if (!options.SceneId) return fault("SceneId is missing");
     if (options.mode !== "popup" && options.mode !== "embed") return fault('mode must be "popup" or "embed"');
     const v2 = options.captchaVerifyCallback;
-    if (!v2 && typeof options.success !== "function") return fault("success (V3) or captchaVerifyCallback (V2) is missing");
+    if (!v2 && typeof options.success !== "function") return fault("success is missing (V3), or captchaVerifyCallback (V2)");
     const element = document.querySelector(options.element), button = document.querySelector(options.button);
-    if (!element || !button) return fault("element and button must be selectors of elements on the page");
+    if (!element || !button) return fault("element and button must be those of the page, given as selectors");
 
     const text = words[options.language === "cn" || options.language === "tw" ? "cn" : "en"];
     const host = document.createElement("div");

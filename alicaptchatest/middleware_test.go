@@ -37,6 +37,7 @@ func TestAssertProtectedByMiddleware(t *testing.T) {
 	t.Parallel()
 	gate := newMiddleware(t, alicaptcha.Config{})
 	reportOnly := newMiddleware(t, alicaptcha.Config{Mode: alicaptcha.ReportOnly})
+	exempt := newMiddleware(t, alicaptcha.Config{Mode: alicaptcha.Exempt})
 	open := newMiddleware(t, alicaptcha.Config{Policy: alicaptcha.Policy{alicaptcha.ParamMissing: alicaptcha.Allow()}})
 	oddAnswer := newMiddleware(t, alicaptcha.Config{
 		OnReject: func(http.ResponseWriter, *http.Request, alicaptcha.Outcome) {},
@@ -98,6 +99,8 @@ func TestAssertProtectedByMiddleware(t *testing.T) {
 		"Require without a gate":      {requires, "no gate was asked (status 503)"},
 		"Deferred, no Require":        {gate.Deferred(ok), "no gate was asked (status 200)"},
 		"ReportOnly":                  {reportOnly.Handler(ok), "let a request without a param through"},
+		"Exempt":                      {exempt.Handler(ok), "let a request without a param through"},
+		"Deferred Exempt":             {exempt.Deferred(requires), "let a request without a param through"},
 		"Deferred ReportOnly":         {reportOnly.Deferred(requires), "let a request without a param through"},
 		"ParamMissing allowed":        {open.Handler(ok), "let a request without a param through"},
 		"handler before the gate":     {inOrder(status(200), gate.Handler(ok)), "written before the rejection (status 200)"},

@@ -53,8 +53,8 @@ The faults, in -faults and in POST /faults, are a JSON object of these members:
 With -tls it serves HTTPS with a certificate of its own, made at each start. It
 is for localhost, 127.0.0.1, ::1, the address that is served, and -hosts. The
 certificate of the CA that signed it is written to -ca-file, for clients to
-trust: curl has --cacert; on Linux a Go program reads the file that SSL_CERT_FILE
-in its environment names.
+trust: curl has --cacert for that, and a Go program on Linux the environment
+variable SSL_CERT_FILE.
 
 The exit status is 0 after Ctrl-C, 1 if it could not serve, 2 for incorrect
 usage. Anyone who can reach the simulator can get params from it: do not use it
