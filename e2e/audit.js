@@ -1,5 +1,5 @@
-// Returns what is wrong with the page as it stands, as texts. While a dialog is
-// open, what is behind it does not count.
+// Returns the problems of the page in its present state, as strings. While a dialog
+// is open, the page behind it is ignored.
 (() => {
   const faults = [];
   const roots = [document];
@@ -11,12 +11,12 @@
     .filter((el) => (!dialog || dialog.contains(el)) && el.checkVisibility({visibilityProperty: true, opacityProperty: true}));
   const name = (el) => el.tagName.toLowerCase() + (el.id ? "#" + el.id : "") + " " + JSON.stringify(el.textContent.trim().slice(0, 30));
 
-  if (document.documentElement.scrollWidth > innerWidth) faults.push(`the page is ${document.documentElement.scrollWidth} wide in a window of ${innerWidth}`);
+  if (document.documentElement.scrollWidth > innerWidth) faults.push(`the page is ${document.documentElement.scrollWidth} px wide in a window of ${innerWidth} px`);
   if (!document.documentElement.lang) faults.push("the page has no lang");
   if (!document.title) faults.push("the page has no title");
-  if (document.querySelectorAll("h1").length !== 1) faults.push("the page has not one h1");
+  if (document.querySelectorAll("h1").length !== 1) faults.push("the page does not have exactly one h1");
 
-  // Contrast, as in WCAG 2.2, 1.4.3.
+  // Contrast, according to WCAG 2.2, 1.4.3.
   const rgba = (css) => {
     const [r, g, b, a = 1] = css.match(/[\d.]+/g).map(Number);
     return {r, g, b, a};
@@ -46,12 +46,12 @@
     if (ratio < 4.5) faults.push(`${name(el)} has a contrast of ${ratio.toFixed(2)}`);
   }
 
-  // Names, sizes, and nothing over anything else.
+  // Names, sizes and overlaps.
   const used = all.filter((el) => el.matches("a, button, input, select, textarea") && el.type !== "hidden");
   for (const el of used) {
     const named = el.getAttribute("aria-label") || (el.labels ? [...el.labels].map((label) => label.textContent).join("") : "") || (el.matches("a, button") && el.textContent);
     if (!named || !named.trim()) faults.push(`${name(el)} has no name`);
-    if (el.getBoundingClientRect().height < 24) faults.push(`${name(el)} is ${el.getBoundingClientRect().height} high`);
+    if (el.getBoundingClientRect().height < 24) faults.push(`${name(el)} is only ${el.getBoundingClientRect().height} px high`);
   }
   const blocks = all.filter((el) => el.matches("a, button, input, label, h1, h2, p, pre, dt, dd"));
   for (const [i, a] of blocks.entries()) {

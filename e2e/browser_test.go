@@ -1,4 +1,4 @@
-// Package e2e tests the example in a real browser, as a person uses it.
+// Package e2e tests the example in a real browser, the way a person uses it.
 package e2e
 
 import (
@@ -27,7 +27,7 @@ import (
 
 var (
 	browser context.Context // nil without a browser
-	program string          // the example, built
+	program string          // the path of the example's binary
 )
 
 func TestMain(m *testing.M) { os.Exit(run(m)) }
@@ -43,10 +43,10 @@ func run(m *testing.M) int {
 	switch {
 	case path != "":
 	case os.Getenv("CI") != "":
-		fmt.Fprintln(os.Stderr, "e2e: there is no Chromium, and CI must have one (Debian: apt-get install chromium)")
+		fmt.Fprintln(os.Stderr, "e2e: Chromium is required in CI (Debian: apt-get install chromium)")
 		return 1
 	default:
-		return m.Run() // every test says why it is skipped
+		return m.Run() // every test is skipped, and says why
 	}
 
 	dir, err := os.MkdirTemp("", "e2e")
@@ -66,21 +66,22 @@ func run(m *testing.M) int {
 	options := append(slices.Clone(chromedp.DefaultExecAllocatorOptions[:]),
 		chromedp.ExecPath(path), chromedp.Flag("no-proxy-server", true))
 	if os.Geteuid() == 0 {
-		options = append(options, chromedp.NoSandbox) // Chromium has none for root
+		options = append(options, chromedp.NoSandbox) // Chromium has no sandbox for root
 	}
 	allocator, stop := chromedp.NewExecAllocator(context.Background(), options...)
 	defer stop()
 	var cancel context.CancelFunc
 	browser, cancel = chromedp.NewContext(allocator)
 	defer cancel()
-	if err := chromedp.Do(browser); err != nil { // it starts
+	if err := chromedp.Do(browser); err != nil { // starts it
 		fmt.Fprintln(os.Stderr, "e2e: Chromium does not start:", err)
 		return 1
 	}
 	return m.Run()
 }
 
-// A window is what a person has: the zero one is 1280 px wide, light, English.
+// window describes the window of a person. The zero value is 1280 px wide, light and
+// in English.
 type window struct {
 	width         int64
 	language      string
@@ -89,7 +90,7 @@ type window struct {
 	blockedScript bool
 }
 
-// A person is in front of a browser window, at a site of their own.
+// person is a browser window, on a site that no other person uses.
 type person struct {
 	t               *testing.T
 	ctx             context.Context
@@ -128,11 +129,11 @@ func newPerson(t *testing.T, w window) *person {
 	return nil
 }
 
-// newWindow opens a window that knows no site.
+// newWindow opens a window without a site.
 func newWindow(t *testing.T, w window) *person {
 	t.Helper()
 	if browser == nil {
-		t.Skip("there is no Chromium on this machine, so nothing was tried in a browser (Debian: apt-get install chromium)")
+		t.Skip("Chromium is not installed, so nothing was tested in a browser (Debian: apt-get install chromium)")
 	}
 	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
 	t.Cleanup(cancel)
@@ -183,9 +184,8 @@ func (p *person) do(steps ...chromedp.Action[chromedp.Void]) {
 	require.NoError(p.t, chromedp.Do(p.ctx, steps...))
 }
 
-// listen keeps what the browser complains of: exceptions, errors of the page's
-// own, what the Content-Security-Policy refused. An answer of 4xx or 5xx is
-// none of these.
+// listen records the browser's complaints: exceptions, errors that the page logs, and
+// violations of the Content-Security-Policy, but not answers of 4xx and 5xx.
 func (p *person) listen(messages iter.Seq2[chromedp.ConsoleMessage, error]) {
 	for m, err := range messages {
 		if err != nil {
@@ -200,10 +200,10 @@ func (p *person) listen(messages iter.Seq2[chromedp.ConsoleMessage, error]) {
 	}
 }
 
-// allow says what the console may hold in this test.
+// allow permits complaints that contain text.
 func (p *person) allow(text string) { p.allowed = append(p.allowed, text) }
 
-// complaints returns what the console holds so far.
+// complaints returns the complaints so far.
 func (p *person) complaints() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -213,7 +213,7 @@ func (p *person) complaints() []string {
 func (p *person) checkConsole() {
 	for _, line := range p.complaints() {
 		expected := slices.ContainsFunc(p.allowed, func(text string) bool { return strings.Contains(line, text) })
-		require.True(p.t, expected, "in the console: %s", line)
+		require.True(p.t, expected, "unexpected in the console: %s", line)
 	}
 }
 
@@ -230,7 +230,7 @@ func eval[T any](p *person, expression string) T {
 	return v
 }
 
-// until waits for a JavaScript expression to be true, across page loads too.
+// until waits until a JavaScript expression is true, across page loads.
 func (p *person) until(expression string) {
 	p.t.Helper()
 	require.Eventually(p.t, func() bool {
@@ -239,7 +239,7 @@ func (p *person) until(expression string) {
 	}, 20*time.Second, 20*time.Millisecond, expression)
 }
 
-// sees waits for a text that can be seen.
+// sees waits until text is visible.
 func (p *person) sees(text string) {
 	p.t.Helper()
 	seen := func() string {
@@ -247,7 +247,7 @@ func (p *person) sees(text string) {
 		return v
 	}
 	require.Eventually(p.t, func() bool { return strings.Contains(seen(), text) },
-		20*time.Second, 20*time.Millisecond, "%q is not to be seen", text)
+		20*time.Second, 20*time.Millisecond, "%q is not visible", text)
 }
 
 func (p *person) types(id, text string) {
@@ -269,13 +269,13 @@ func (p *person) submits() {
 // logsIn fills the form and submits it.
 func (p *person) logsIn(username, password string) {
 	p.t.Helper()
-	p.until(`typeof captcha === "object"`) // the widget is there
+	p.until(`typeof captcha === "object"`) // the widget is ready
 	p.types("username", username)
 	p.types("password", password)
 	p.submits()
 }
 
-// The parts of the widget, in the shadow of the page's element.
+// The parts of the widget, in the shadow tree of the page's element.
 const (
 	widget = `document.querySelector("#captcha-element > div").shadowRoot`
 	opened = `document.querySelector("#captcha-element > div")?.shadowRoot.querySelector("dialog[open]")`
@@ -283,7 +283,7 @@ const (
 
 type rect struct{ Left, Top, Width, Height float64 }
 
-// slider waits for a slider that can be moved, and returns where it is.
+// slider waits for a slider that can be moved, and returns its position.
 func (p *person) slider() rect {
 	p.t.Helper()
 	p.until(widget + `.querySelector("input:enabled")?.checkVisibility()`)
@@ -291,9 +291,9 @@ func (p *person) slider() rect {
 		widget+`.querySelector("input").getBoundingClientRect())`)
 }
 
-const thumb = 44 // px, its width
+const thumb = 44 // the width of the slider's thumb in px
 
-// drags moves the slider with the mouse, to a part of its way.
+// drags moves the slider with the mouse by the given part of its length.
 func (p *person) drags(part float64) {
 	p.t.Helper()
 	r := p.slider()
@@ -328,7 +328,7 @@ func (p *person) swipes() {
 	touch(input.DispatchTouchEventTypeTouchEnd)
 }
 
-// faults puts the simulator's in force, as an operator would.
+// faults sets the faults of the simulator.
 func (p *person) faults(json string) {
 	p.t.Helper()
 	resp, err := http.Post(p.simulator+"/faults", "application/json", strings.NewReader(json))
@@ -340,19 +340,18 @@ func (p *person) faults(json string) {
 //go:embed audit.js
 var audit string
 
-// looks takes a picture of the window for people to look at, and checks what a
-// program can check of it.
+// looks saves a picture of the window for people to look at, and checks what a program
+// can check.
 func (p *person) looks(name string) {
 	p.t.Helper()
-	// Transitions and late fonts have settled when nothing changes for two frames.
+	// Two frames later, transitions and late fonts are done.
 	eval[bool](p, `document.fonts.ready.then(() => new Promise((done) => `+
 		`requestAnimationFrame(() => requestAnimationFrame(() => done(true)))))`)
 	p.picture(name)
 	require.Empty(p.t, eval[[]string](p, audit), name)
 }
 
-// picture takes a picture alone: with scripts switched off nothing can be
-// checked.
+// picture saves a picture of the window without checks, which need scripts.
 func (p *person) picture(name string) {
 	p.t.Helper()
 	png, err := chromedp.Run(p.ctx, chromedp.CaptureScreenshot())

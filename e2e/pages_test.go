@@ -10,8 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Each way of moving the slider, in each kind of window: logged in at the first
-// try.
+// The login works at the first attempt in each kind of window.
 func TestLogin(t *testing.T) {
 	t.Parallel()
 	title := map[string]string{"en": "Please complete the verification", "zh-CN": "请完成安全验证"}
@@ -47,14 +46,14 @@ func TestLoginByKeyboard(t *testing.T) {
 	p.until(`typeof captcha === "object"`)
 	p.do(chromedp.Focus(chromedp.CSS("#username")))
 	p.presses("alice" + kb.Tab + "correct-horse" + kb.Enter)
-	p.until(opened) // and the focus is in it
+	p.until(opened) // the focus is in it
 	p.slider()
 	p.presses(strings.Repeat(kb.ArrowRight, 40))
 	p.until(widget + `.querySelector("input").value === "40"`)
 	p.looks("challenge-by-keyboard")
 	p.presses(strings.Repeat(kb.ArrowRight, 60))
 	p.sees("Welcome, alice. You are logged in.")
-	p.until(`document.activeElement.id === "welcome"`) // where a screen reader reads on
+	p.until(`document.activeElement.id === "welcome"`) // where a screen reader continues
 }
 
 func TestLoginByTouch(t *testing.T) {
@@ -67,8 +66,8 @@ func TestLoginByTouch(t *testing.T) {
 	p.sees("Welcome, alice. You are logged in.")
 }
 
-// Let go of too early, the slider goes back; closed, the challenge can be begun
-// again; and the focus is where it was.
+// A slider that is released too early goes back. A challenge that is closed can be
+// started again, and the focus is where it was.
 func TestChallengeGivenUp(t *testing.T) {
 	t.Parallel()
 	p := newPerson(t, window{})
@@ -92,7 +91,7 @@ func TestChallengeGivenUp(t *testing.T) {
 	p.sees("Welcome, alice.")
 }
 
-// A wrong password spends the param too: the next try has a new challenge.
+// A wrong password spends the param too, so the next attempt has a new challenge.
 func TestWrongPasswordThenAgain(t *testing.T) {
 	t.Parallel()
 	p := newPerson(t, window{width: 360})
@@ -103,12 +102,12 @@ func TestWrongPasswordThenAgain(t *testing.T) {
 	p.logsIn("alice", "wrong")
 	p.drags(1)
 	p.sees("Wrong username or password.")
-	p.until(`window.refreshed`) // the vendor's widget may keep what was solved until then
+	p.until(`window.refreshed`) // the vendor's widget may keep its solved state until then
 	p.until(`document.activeElement.id === "password"`)
 	p.looks("wrong-password")
-	require.Empty(t, eval[string](p, opened+` ? "open" : ""`), "a challenge before anything was changed")
+	require.Empty(t, eval[string](p, opened+` ? "open" : ""`), "a challenge before the form was changed")
 
-	p.presses("correct-horse" + kb.Enter) // what was wrong is selected
+	p.presses("correct-horse" + kb.Enter) // the wrong password is selected
 	p.until(opened)
 	p.drags(1)
 	p.sees("Welcome, alice.")
@@ -121,7 +120,7 @@ func TestReplay(t *testing.T) {
 	p.until(`typeof captcha === "object"`)
 	p.types("username", "alice")
 	p.types("password", "wrong")
-	// A page with a fault: it keeps the param.
+	// Simulates a faulty page, which keeps the param.
 	eval[bool](p, `(window.sendBefore = send, send = (param) => { window.kept = param; sendBefore(param); }, true)`)
 	p.submits()
 	p.drags(1)
@@ -135,8 +134,8 @@ func TestReplay(t *testing.T) {
 	p.sees("Welcome, alice.")
 }
 
-// What the page says of each class of rejection, and whether it starts a new
-// challenge: only where that helps, and then once.
+// The page has a message for each class of rejection, and starts a new challenge
+// once if that helps.
 func TestRejections(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -195,13 +194,13 @@ func TestRejections(t *testing.T) {
 				}
 				p.looks("rejected-" + row.code + "-" + language)
 				require.Empty(t, eval[string](p, opened+` ? "open" : ""`),
-					"a challenge that does not help, or a second one by itself")
+					"a challenge that does not help, or a second one")
 
 				p.faults(`{}`)
 				p.submits()
 				if row.wait {
 					require.Equal(t, "true", eval[string](p, `submit.getAttribute("aria-disabled")`))
-					p.sees(words) // the button does nothing until then
+					p.sees(words) // the button does nothing before that
 					require.Empty(t, eval[string](p, opened+` ? "open" : ""`))
 					return
 				}
@@ -231,8 +230,7 @@ func TestOutage(t *testing.T) {
 	p.sees("Welcome, alice.")
 }
 
-// Without the script there is no challenge, and without the site no answer: both
-// are said.
+// The page says so if the script or the site cannot be reached.
 func TestNothingToReach(t *testing.T) {
 	t.Parallel()
 	t.Run("script", func(t *testing.T) {
@@ -252,7 +250,7 @@ func TestNothingToReach(t *testing.T) {
 		p.open("/login")
 		p.until(`typeof captcha === "object"`)
 		eval[bool](p, `(form.action = "http://127.0.0.1:1/login", true)`)
-		p.allow("Content Security Policy") // it forbids that address as well
+		p.allow("Content Security Policy") // it forbids that address too
 		p.logsIn("alice", "correct-horse")
 		p.drags(1)
 		p.sees("The site cannot be reached. Please check your connection and try again.")
@@ -276,7 +274,7 @@ func TestNothingToReach(t *testing.T) {
 	})
 }
 
-// A plain form and a full page load.
+// The signup is a plain form with a full page load.
 func TestSignup(t *testing.T) {
 	t.Parallel()
 	for _, width := range []int64{360, 1280} {
@@ -292,8 +290,8 @@ func TestSignup(t *testing.T) {
 			p.open("/signup")
 			p.looks(fmt.Sprint("signup-", width))
 
-			// The browser's own checks come first: no challenge is spent on a form
-			// that is not filled in.
+			// The browser validates first, so that an empty form does not spend a
+			// challenge.
 			p.submits()
 			p.until(`document.activeElement.id === "username" && !document.activeElement.validity.valid`)
 			require.Empty(t, eval[string](p, opened+` ? "open" : ""`))
@@ -304,8 +302,8 @@ func TestSignup(t *testing.T) {
 			p.sees("Your account would now exist: bob & co <bob@example.com>")
 			p.looks(fmt.Sprint("signed-up-", width))
 
-			// The site's own checks come after the captcha: the form comes back with
-			// what was typed, and another param.
+			// The site validates after the captcha. The form is shown again with what
+			// was typed, and needs another param.
 			p.open("/signup")
 			fill("short")
 			eval[bool](p, `(form.noValidate = true)`)
@@ -328,7 +326,7 @@ func TestSignup(t *testing.T) {
 	}
 }
 
-// A rejection of a full page load is a page, with a way back.
+// A rejection of a full page load is a page with a link back.
 func TestSignupRejected(t *testing.T) {
 	t.Parallel()
 	for _, row := range []struct {
@@ -365,7 +363,7 @@ func TestSignupRejected(t *testing.T) {
 	}
 }
 
-// Without JavaScript there is no captcha. The form says so, before and after.
+// Without JavaScript there is no captcha. The form and the rejection say so.
 func TestWithoutJavaScript(t *testing.T) {
 	t.Parallel()
 	for _, path := range []string{"/signup", "/login"} {
@@ -391,7 +389,7 @@ func TestWithoutJavaScript(t *testing.T) {
 	}
 }
 
-// No captcha at first; after three failures of one account each login needs one.
+// There is no captcha at first. After three failures for an account each login needs one.
 func TestAdaptive(t *testing.T) {
 	t.Parallel()
 	p := newPerson(t, window{width: 360})
@@ -407,7 +405,7 @@ func TestAdaptive(t *testing.T) {
 	p.looks("adaptive-asked")
 	p.presses(kb.Escape)
 	p.until("!" + opened)
-	p.submits() // now the page knows
+	p.submits() // the page knows now
 	p.until(opened)
 	require.Empty(t, eval[string](p, `message.textContent`))
 	p.drags(1)
@@ -419,8 +417,8 @@ func TestAdaptive(t *testing.T) {
 	p.looks("adaptive")
 }
 
-// A flood from one address ends before the captcha, and the page says when to
-// come back.
+// A flood from one address is rejected before the captcha, and the page says when to
+// try again.
 func TestTooManyRequests(t *testing.T) {
 	t.Parallel()
 	p := newPerson(t, window{})

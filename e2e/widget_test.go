@@ -7,20 +7,19 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// before runs a script in each page before the page's own.
+// before runs a script in each page before the page's own scripts.
 func (p *person) before(script string) {
 	p.t.Helper()
 	p.do(call(page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: script}))
 }
 
-// widgets puts another function in the place of initAliyunCaptcha, whatever
-// script loads.
+// widgets replaces initAliyunCaptcha by another function, whatever script loads.
 func (p *person) widgets(initialize string) {
 	p.t.Helper()
 	p.before(`Object.defineProperty(window, "initAliyunCaptcha", {set() {}, get: () => ` + initialize + `});`)
 }
 
-// issues returns a param, as the widget gets one.
+// issues returns a new param, like the widget.
 func (p *person) issues(scene string) string {
 	p.t.Helper()
 	return eval[string](p, `fetch("`+p.simulator+`/issue", {method: "POST", body: '{"sceneId":"`+scene+`"}'})`+
@@ -33,8 +32,8 @@ func (p *person) fills() {
 	p.types("password", "correct-horse")
 }
 
-// A widget that tells of one challenge twice spends one param, and ends as well
-// as if it had told once.
+// A widget that reports one challenge twice spends one param, and the result is the
+// same as for one report.
 func TestSuccessTwice(t *testing.T) {
 	t.Parallel()
 	t.Run("login", func(t *testing.T) {
@@ -61,7 +60,7 @@ func TestSuccessTwice(t *testing.T) {
 	})
 }
 
-// Whatever a widget makes of it, the person is told.
+// However a widget fails, the page says so.
 func TestBrokenWidgets(t *testing.T) {
 	t.Parallel()
 	const notLoaded = "The captcha could not be loaded. Please check your connection and reload the page."
@@ -77,7 +76,7 @@ func TestBrokenWidgets(t *testing.T) {
 			p := newPerson(t, window{})
 			p.allow("broken widget")
 			p.allow("initAliyunCaptcha is not a function")
-			p.allow("exception: Object") // the console's word for an error of the widget
+			p.allow("exception: Object") // how the console shows an error of the widget
 			p.allow("error: ")
 			p.widgets(widget)
 			p.open("/login")
@@ -117,7 +116,7 @@ func TestBrokenWidgets(t *testing.T) {
 	})
 }
 
-// What a proxy in between answers is no rejection, and the param is spent.
+// An answer of a proxy in between is not a rejection, and the param is spent.
 func TestAnswerThatIsNoJSON(t *testing.T) {
 	t.Parallel()
 	p := newPerson(t, window{})
@@ -135,11 +134,11 @@ func TestAnswerThatIsNoJSON(t *testing.T) {
 	p.until(`window.refreshed`)
 }
 
-// A page load that somebody stops leaves a form that can be sent again.
+// After a page load that the person stops, the form can be sent again.
 func TestSignupStopped(t *testing.T) {
 	t.Parallel()
 	p := newPerson(t, window{})
-	// In the page, because there is no talking with it while it loads another.
+	// In the page, because the test cannot reach it while it loads another page.
 	p.before(`window.setTimeoutBefore = setTimeout; window.setTimeout = (f, ms) => setTimeoutBefore(f, ms / 10);
 		window.addEventListener("beforeunload", ` +
 		`() => setTimeoutBefore(() => { window.said = message.textContent; stop(); }, 300));`)
