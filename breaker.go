@@ -1,10 +1,12 @@
 package alicaptcha
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"math"
+	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -13,16 +15,36 @@ import (
 
 // BreakerConfig configures [NewBreaker]. The zero value is usable.
 type BreakerConfig struct {
-	// Failures is how many calls in a row must fail to open the breaker. If
-	// zero, it is 5.
+	// Failures is how many calls in a row must fail to open the breaker. Zero
+	// means 5. A call that does not count, see [Breaker], does not end a row.
 	Failures int
 
-	// OpenFor is how long the breaker stays open before it lets probes
-	// through. If zero, it is 5 s.
+	// FailureRatio is the share of the calls within the last Window that must have
+	// failed as well, because at a high rate a few failures in a row are no sign of
+	// an outage. It applies if MinCalls or more have ended within Window. It must
+	// be in (0, 1]. Zero means 0.8.
+	FailureRatio float64
+
+	// Window is how long a call counts for FailureRatio, measured from its end and
+	// in steps of a tenth of Window. It must be between 1 ms and 24 h. Zero means
+	// 1 s: then calls that hang are not outweighed by those that succeeded before.
+	Window time.Duration
+
+	// MinCalls is how many calls must have ended within Window for FailureRatio to
+	// apply. With fewer, Failures in a row open the breaker. Zero means 10.
+	MinCalls int
+
+	// OpenFor is how long the breaker stays open, at most, before it lets probes
+	// through. Zero means 5 s. The first opening lasts a fortieth of OpenFor, and
+	// each one that follows a failed probe a quarter longer than the last. The
+	// length starts over after a probe that succeeded, and after the breaker was
+	// closed for Window or longer. Every opening is shortened at random by up to
+	// half, so that replicas do not probe together.
 	OpenFor time.Duration
 
-	// Probes is how many calls it then lets through. If all succeed it closes,
-	// and if one fails it opens again. If zero, it is 3.
+	// Probes is how many calls must succeed after an opening to close the breaker.
+	// If one fails, it opens again. Zero means 3. Until one of them has ended, only
+	// one is let through, so that a service that hangs holds one caller at a time.
 	Probes int
 
 	// Logger is told of changes of state. If nil, it is slog.Default.
@@ -47,11 +69,17 @@ var ErrBreakerOpen = errors.New("alicaptcha: the breaker is open")
 // panicked: else junk would keep real users out, or waiting for a service that hangs.
 type Breaker struct {
 	verifier Verifier
+	cfg      BreakerConfig
 	circuit  *gobreaker.TwoStepCircuitBreaker[Result]
-	logger   *slog.Logger // nil: slog.Default
 
-	mu      sync.Mutex
-	changes []stateChange // not logged yet
+	mu         sync.Mutex    // held by every use of circuit, and so in what it calls
+	generation int           // of the state: how often it has changed
+	changes    []stateChange // that are not logged yet
+	failures   int           // in a row
+	recovering bool          // a probe has succeeded since it became half-open
+	closed     time.Time     // when it closed last
+	opening    time.Duration // the length of the last opening, before it was shortened
+	until      time.Time     // the end of the last opening
 
 	_ [0]func()
 }
@@ -66,49 +94,76 @@ type BreakerState string
 // call that brought the change of state about.
 func NewBreaker(v Verifier, cfg BreakerConfig) (*Breaker, error) {
 	var errs []error
-	if isNil(v) {
-		errs = append(errs, errors.New("alicaptcha: NewBreaker: the Verifier is nil"))
+	check := func(ok bool, fault string) {
+		if !ok {
+			errs = append(errs, errors.New("alicaptcha: "+fault))
+		}
 	}
-	if cfg.Failures < 0 || cfg.Failures > math.MaxInt32 {
-		errs = append(errs, errors.New("alicaptcha: BreakerConfig.Failures is negative or too large"))
-	}
-	if cfg.OpenFor < 0 {
-		errs = append(errs, errors.New("alicaptcha: BreakerConfig.OpenFor is negative"))
-	}
-	if cfg.Probes < 0 || cfg.Probes > math.MaxInt32 {
-		errs = append(errs, errors.New("alicaptcha: BreakerConfig.Probes is negative or too large"))
-	}
+	check(!isNil(v), "NewBreaker: the Verifier is nil")
+	check(cfg.Failures >= 0, "BreakerConfig.Failures is negative")
+	check(cfg.FailureRatio >= 0 && cfg.FailureRatio <= 1, "BreakerConfig.FailureRatio is not between 0 and 1")
+	check(cfg.Window == 0 || cfg.Window >= time.Millisecond && cfg.Window <= 24*time.Hour,
+		"BreakerConfig.Window is not between 1 ms and 24 h")
+	check(cfg.MinCalls >= 0, "BreakerConfig.MinCalls is negative")
+	check(cfg.OpenFor >= 0, "BreakerConfig.OpenFor is negative")
+	check(cfg.Probes >= 0 && cfg.Probes <= math.MaxInt32, "BreakerConfig.Probes is negative or too large")
 	if errs != nil {
 		return nil, errors.Join(errs...)
 	}
-	if cfg.Failures == 0 {
-		cfg.Failures = 5
-	}
-	if cfg.OpenFor == 0 {
-		cfg.OpenFor = 5 * time.Second
-	}
-	if cfg.Probes == 0 {
-		cfg.Probes = 3
-	}
-	b := &Breaker{verifier: v, logger: cfg.Logger}
+	cfg.Failures = cmp.Or(cfg.Failures, 5)
+	cfg.FailureRatio = cmp.Or(cfg.FailureRatio, 0.8)
+	cfg.Window = cmp.Or(cfg.Window, time.Second)
+	cfg.MinCalls = cmp.Or(cfg.MinCalls, 10)
+	cfg.OpenFor = cmp.Or(cfg.OpenFor, 5*time.Second)
+	cfg.Probes = cmp.Or(cfg.Probes, 3)
+	b := &Breaker{verifier: v, cfg: cfg}
 	b.circuit = gobreaker.NewTwoStepCircuitBreaker[Result](gobreaker.Settings{
 		MaxRequests:   uint32(cfg.Probes),
-		Timeout:       cfg.OpenFor,
-		ReadyToTrip:   func(c gobreaker.Counts) bool { return c.ConsecutiveFailures >= uint32(cfg.Failures) },
+		Interval:      cfg.Window,
+		BucketPeriod:  cfg.Window / 10,
+		Timeout:       1, // the same for every opening; b.until is the end of one
+		ReadyToTrip:   b.isFailing,
 		IsExcluded:    func(err error) bool { return err == errNeutral },
 		OnStateChange: b.noteChange,
 	})
 	return b, nil
 }
 
+// isFailing reports whether a failure opens the circuit. The circuit's own count of
+// failures in a row is not used, because it forgets those that have left the window.
+func (b *Breaker) isFailing(c gobreaker.Counts) bool {
+	if b.failures < b.cfg.Failures {
+		return false
+	}
+	calls := float64(c.TotalSuccesses) + float64(c.TotalFailures)
+	return calls < float64(b.cfg.MinCalls) || float64(c.TotalFailures) >= b.cfg.FailureRatio*calls
+}
+
 type stateChange struct{ from, to gobreaker.State }
 
-// noteChange is called under the circuit's lock, where a Logger would hold up
-// every other call.
+// noteChange is called by the circuit, and so under b.mu. It leaves the logging to
+// logChanges, because a Logger would hold up every other call here.
 func (b *Breaker) noteChange(_ string, from, to gobreaker.State) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
+	now := time.Now()
+	switch to {
+	case gobreaker.StateOpen:
+		b.setOpening(from, now)
+		b.until = now.Add(b.opening - rand.N(b.opening/2+1))
+	case gobreaker.StateClosed:
+		b.closed = now
+	}
+	b.recovering = false
+	b.generation++
 	b.changes = append(b.changes, stateChange{from, to})
+}
+
+// setOpening sets the length of an opening that begins now.
+func (b *Breaker) setOpening(from gobreaker.State, now time.Time) {
+	if b.recovering || from == gobreaker.StateClosed && now.Sub(b.closed) >= b.cfg.Window {
+		b.opening = b.cfg.OpenFor / 40
+	} else {
+		b.opening += min(b.opening/4, b.cfg.OpenFor-b.opening)
+	}
 }
 
 func (b *Breaker) logChanges() {
@@ -117,18 +172,29 @@ func (b *Breaker) logChanges() {
 	b.changes = nil
 	b.mu.Unlock()
 	for _, change := range changes {
-		logState(b.logger, change.from, change.to)
+		logState(b.cfg.Logger, change.from, change.to)
 	}
 }
 
-// State returns the state. Once OpenFor has passed it moves the breaker from open to
+// State returns the state. Once an opening is over it moves the breaker from open to
 // half-open, and logs that, as a call would. A nil or zero Breaker is open.
 func (b *Breaker) State() BreakerState {
 	if b == nil || b.circuit == nil {
 		return BreakerState(gobreaker.StateOpen.String())
 	}
 	defer b.logChanges()
-	return BreakerState(b.circuit.State().String())
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return BreakerState(b.state().String())
+}
+
+// state returns the state of the circuit, which is not asked during an opening: it
+// would be half-open at once.
+func (b *Breaker) state() gobreaker.State {
+	if time.Now().Before(b.until) {
+		return gobreaker.StateOpen
+	}
+	return b.circuit.State()
 }
 
 var (
@@ -147,8 +213,8 @@ func (b *Breaker) Verify(ctx context.Context, req Request) (Result, error) {
 	if b == nil || b.circuit == nil {
 		return Result{}, &Error{Code: Misconfigured, Err: errNoBreaker}
 	}
-	done, err := b.circuit.Allow()
-	if err != nil {
+	done := b.begin()
+	if done == nil {
 		b.logChanges()
 		return Result{}, &Error{Code: ServiceUnavailable, Err: errBreakerOpen}
 	}
@@ -161,6 +227,51 @@ func (b *Breaker) Verify(ctx context.Context, req Request) (Result, error) {
 	result, err := b.verifier.Verify(ctx, req)
 	end = breakerResult(ctx, err)
 	return result, err
+}
+
+// begin returns the function to call with the end of a call, or nil if the service must
+// not be asked.
+func (b *Breaker) begin() (done func(error)) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var probed func(error)
+	switch b.state() {
+	case gobreaker.StateOpen:
+		return nil
+	case gobreaker.StateHalfOpen:
+		c := b.circuit.Counts()
+		if c.Requests > 0 && c.TotalSuccesses+c.TotalExclusions == 0 {
+			return nil // the first probe may be hanging
+		}
+		var err error
+		if probed, err = b.circuit.Allow(); err != nil {
+			return nil
+		}
+	}
+	generation := b.generation
+	return func(end error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if b.generation == generation { // an earlier state's call says nothing of this one
+			b.count(probed, end)
+		}
+	}
+}
+
+// count tells the circuit how a call has ended, by probed if it was a probe. Any other
+// call is counted as one that begins now, because the circuit ignores those that have
+// taken longer than its window, which are the calls that hung.
+func (b *Breaker) count(probed func(error), end error) {
+	switch end {
+	case nil:
+		b.failures, b.recovering = 0, probed != nil
+	case errFailed:
+		b.failures++
+	}
+	if probed == nil {
+		probed, _ = b.circuit.Allow() // never refused while it is closed
+	}
+	probed(end)
 }
 
 // breakerResult returns what the circuit is told of a call that ended with err.
