@@ -16,6 +16,9 @@
 //	alicaptcha.outcomes               alicaptcha_outcomes_total
 //	alicaptcha.verification.duration  alicaptcha_verification_duration_seconds
 //	alicaptcha.verifications.active   alicaptcha_verifications_active
+//	alicaptcha.breaker.state          alicaptcha_breaker_state
+//
+// The last is there for each breaker that [Telemetry.Breaker] was told of.
 //
 // Whatever clients send and the service answers, the number of series stays
 // below a bound that the [Config] sets. No metric and no span holds a param, a
@@ -31,6 +34,7 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"go.opentelemetry.io/otel"
@@ -78,8 +82,8 @@ type Config struct {
 	_ [0]func() // fields by name only
 }
 
-// Telemetry has the instruments; several gates may share one. It is immutable
-// and safe for concurrent use. A nil or zero Telemetry records nothing.
+// Telemetry has the instruments; several gates may share one. It is safe for
+// concurrent use. A nil or zero Telemetry records nothing.
 type Telemetry struct {
 	tracer   trace.Tracer
 	outcomes metric.Int64Counter
@@ -87,6 +91,9 @@ type Telemetry struct {
 	active   metric.Int64UpDownCounter
 
 	scenes map[string]bool
+
+	meter    metric.Meter
+	breakers sync.Map // the names that are taken
 
 	_ [0]func()
 }
@@ -112,6 +119,7 @@ func New(cfg Config) (*Telemetry, error) {
 	}
 	t.tracer = cfg.TracerProvider.Tracer(scope)
 	meter := cfg.MeterProvider.Meter(scope)
+	t.meter = meter
 	var err1, err2, err3 error
 	t.outcomes, err1 = meter.Int64Counter("alicaptcha.outcomes",
 		metric.WithUnit("{outcome}"),

@@ -119,6 +119,9 @@ func newLogin(endpoint string, meters *sdk.MeterProvider, logger *slog.Logger) (
 	if err != nil {
 		return nil, err
 	}
+	if err := telemetry.Breaker("login", verifier.State); err != nil {
+		return nil, err
+	}
 	// In an outage ten logins a minute go on without a verdict.
 	budget := rate.NewLimiter(rate.Every(6*time.Second), 10)
 	captcha, err := alicaptcha.New(alicaptcha.Config{

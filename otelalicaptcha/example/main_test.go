@@ -146,10 +146,13 @@ func TestSeries(t *testing.T) {
 	}
 	slices.Sort(series)
 	require.Equal(t, []string{
-		"outcomes_total counter", "verification_duration_seconds histogram", "verifications_active gauge",
+		"breaker_state gauge", "outcomes_total counter", "verification_duration_seconds histogram", "verifications_active gauge",
 	}, types)
 	const rejected = `alicaptcha_decision="rejected",alicaptcha_scene="login"} 1`
 	require.Equal(t, []string{
+		`alicaptcha_breaker_state{alicaptcha_breaker_name="login",alicaptcha_breaker_state="closed"} 1`,
+		`alicaptcha_breaker_state{alicaptcha_breaker_name="login",alicaptcha_breaker_state="half-open"} 0`,
+		`alicaptcha_breaker_state{alicaptcha_breaker_name="login",alicaptcha_breaker_state="open"} 0`,
 		`alicaptcha_outcomes_total{alicaptcha_code="F009",` + rejected,
 		`alicaptcha_outcomes_total{alicaptcha_code="T001",alicaptcha_decision="passed",alicaptcha_scene="login"} 1`,
 		`alicaptcha_outcomes_total{alicaptcha_code="T005",` + rejected,
@@ -234,6 +237,7 @@ func TestDashboard(t *testing.T) {
 	require.Equal(t, []string{
 		"Outcomes by decision", "Pass ratio", "Rejections by code", "Opened: let through unverified",
 		"Verification duration", "Verifications in flight", "Operator faults", "Service trouble",
+		"Breakers that are not closed",
 	}, titles)
 }
 
@@ -244,7 +248,7 @@ func TestAlerts(t *testing.T) {
 	tests, err := os.ReadFile("../../docs/prometheus-alerts-test.yml")
 	require.NoError(t, err)
 	alerts := strings.Split(string(rules), "- alert: ")[1:]
-	require.Len(t, alerts, 8)
+	require.Len(t, alerts, 10)
 	for _, alert := range alerts {
 		name, _, _ := strings.Cut(alert, "\n")
 		for _, field := range []string{"expr: |", "severity: ", "summary: ", "description: ", "action: "} {
