@@ -214,8 +214,8 @@ func newServer(l net.Listener, logger *slog.Logger, handler http.Handler) server
 	return server{&http.Server{
 		Handler:           handler,
 		ReadHeaderTimeout: 5 * time.Second,
-		ReadTimeout:       10 * time.Second,
-		WriteTimeout:      20 * time.Second, // from the end of the header: the body, then up to 5 s for the service
+		ReadTimeout:       20 * time.Second,
+		WriteTimeout:      30 * time.Second, // longer than ReadTimeout and Config.Timeout together
 		IdleTimeout:       time.Minute,
 		MaxHeaderBytes:    64 << 10, // room for a param in the header
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),

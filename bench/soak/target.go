@@ -136,7 +136,7 @@ func newTarget(a attack) (*target, error) {
 	}
 	address := t.site.Addr().String()
 	t.wires = [2]*wire{{address: address}, {address: address, http2: true}}
-	server := &http.Server{Handler: mux, ReadTimeout: 15 * time.Second, WriteTimeout: 15 * time.Second}
+	server := &http.Server{Handler: mux, ReadTimeout: 20 * time.Second, WriteTimeout: 30 * time.Second}
 	return t, t.serve(t.site, server)
 }
 

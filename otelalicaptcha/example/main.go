@@ -154,8 +154,8 @@ func serve(ctx context.Context, listeners []net.Listener, handlers []http.Handle
 		server := &http.Server{
 			Handler:           handlers[i],
 			ReadHeaderTimeout: 5 * time.Second,
-			ReadTimeout:       10 * time.Second,
-			WriteTimeout:      20 * time.Second,
+			ReadTimeout:       20 * time.Second,
+			WriteTimeout:      30 * time.Second,
 			IdleTimeout:       time.Minute,
 			MaxHeaderBytes:    64 << 10, // room for a param
 		}
