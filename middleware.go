@@ -164,6 +164,7 @@ func New(cfg Config) (*Middleware, error) {
 	for c := range codes {
 		m.tallies[c] = newTally()
 	}
+	m.warnOfDescriptors()
 	return m, nil
 }
 

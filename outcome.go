@@ -275,6 +275,19 @@ func (m *Middleware) logUnwritten(ctx context.Context) {
 	}
 }
 
+// warnOfDescriptors says if the process may not open enough files and sockets for
+// MaxConcurrent. Each verification needs two, one for the client's connection and one
+// for the service's; some are left for the rest of the program.
+func (m *Middleware) warnOfDescriptors() {
+	const others = 64
+	limit, known := descriptorLimit()
+	if fits := (max(limit, others) - others) / 2; known && fits < uint64(m.cfg.MaxConcurrent) {
+		m.logger().LogAttrs(context.Background(), slog.LevelWarn,
+			"captcha: the limit on open files (RLIMIT_NOFILE) is too low for Config.MaxConcurrent",
+			slog.Uint64("captcha.descriptors", limit), slog.Int("captcha.max_concurrent", m.cfg.MaxConcurrent))
+	}
+}
+
 func (m *Middleware) logDeadline(ctx context.Context, left time.Duration) {
 	if isDue(&m.deadlines) {
 		m.logger().LogAttrs(ctx, slog.LevelWarn,
