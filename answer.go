@@ -19,24 +19,24 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// answerKey is the context's key of the *answer that a call fills.
+// answerKey is the context key of the *answer that a call fills.
 type answerKey struct{}
 
-// An answer is what connection made of the service's.
+// An answer is the result of a call.
 type answer struct {
-	taken  bool
+	taken  bool // connection.Call was reached
 	result Result
 	err    *Error
 
-	// How far the call came.
-	began             atomic.Int64 // when it left the Transport's queue, in Unix nanoseconds
+	// The progress of the call.
+	began             atomic.Int64 // when it left the queue of the Transport, in Unix nanoseconds
 	connected, reused atomic.Bool
-	stage             atomic.Int32 // unanswered, answered, read
+	stage             atomic.Int32 // unanswered, answered or read
 }
 
 const (
 	unanswered = iota
-	answered   // the answer has begun
+	answered   // the first byte of the answer has arrived
 	read
 )
 
@@ -59,14 +59,14 @@ func (a *answer) trace(ctx context.Context, calls *callRecord) context.Context {
 	})
 }
 
-// A callRecord is what the calls of a Client know of each other.
+// A callRecord holds what the calls of a Client share.
 type callRecord struct {
-	refused atomic.Int64 // when the last call was answered by a refusal, in Unix nanoseconds
-	unread  atomic.Int64 // calls whose answer has begun and may turn out to be a refusal
+	refused atomic.Int64 // when a call was last refused, in Unix nanoseconds
+	unread  atomic.Int64 // the number of calls whose answer has begun but has not been read
 }
 
-// isRefusing reports whether a call was refused lately. It gives those whose answers
-// are about to be read a moment.
+// isRefusing reports whether a call was refused recently. For a short time it waits
+// for the calls whose answers are being read.
 func (c *callRecord) isRefusing() bool {
 	for range 100 {
 		if time.Since(time.Unix(0, c.refused.Load())) < refusalLasts {
@@ -80,8 +80,8 @@ func (c *callRecord) isRefusing() bool {
 	return false
 }
 
-// errTaken ends the SDK's part in a call: it never sees an answer.
-var errTaken = errors.New("alicaptcha: the answer was read elsewhere")
+// errTaken ends the SDK's part of a call. The SDK never gets an answer.
+var errTaken = errors.New("alicaptcha: the answer is read outside of the SDK")
 
 // connection is the SDK's HttpClient.
 type connection struct {
@@ -89,12 +89,12 @@ type connection struct {
 	calls     *callRecord
 }
 
-// Call sends req and reads the answer into the context's *answer. It has no use
-// for the SDK's transport.
+// Call sends req and reads the answer into the *answer in its context. It ignores
+// the transport of the SDK.
 func (c connection) Call(req *http.Request, _ *http.Transport) (*http.Response, error) {
 	a := req.Context().Value(answerKey{}).(*answer)
 	a.taken = true
-	defer func() { // also if the Transport panics
+	defer func() { // runs even if the Transport panics
 		if a.stage.Swap(read) == answered {
 			c.calls.unread.Add(-1)
 		}
@@ -106,13 +106,15 @@ func (c connection) Call(req *http.Request, _ *http.Transport) (*http.Response, 
 	return nil, errTaken
 }
 
-// maxAnswerBytes is how much of an answer is read. A verdict has 200 bytes.
+// maxAnswerBytes is the number of bytes that are read of an answer. A verdict has
+// about 200.
 const maxAnswerBytes = 64 << 10
 
 func (c connection) exchange(req *http.Request, a *answer) (Result, *Error) {
-	// Set by hand it also keeps a Transport from unpacking a bomb.
+	// If the header is set, a Transport does not decompress the answer, which could
+	// be a bomb.
 	req.Header.Set("Accept-Encoding", "identity")
-	// Not an http.Client: that would follow redirects, with the keys' token.
+	// An http.Client would follow redirects, and send the security token along.
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
 		return Result{}, c.noAnswer(req, a, err)
@@ -126,17 +128,17 @@ func (c connection) exchange(req *http.Request, a *answer) (Result, *Error) {
 }
 
 const (
-	// A call of more bytes whose connection ends before an answer counts as
-	// refused. A gateway that finds a param too large answers early and closes,
-	// and the reset can overtake its answer; so a client could make an outage by
-	// the length of its param.
+	// If the connection ends before an answer, a call with a body longer than
+	// longBody counts as refused. A gateway that finds a param too large answers
+	// early and closes the connection, and the reset can overtake the answer.
+	// Otherwise a client could feign an outage by a long param.
 	longBody = 8 << 10
 
-	// For so long after a refusal a connection that was kept and ends before an
-	// answer says nothing of the service. A gateway that refuses what it dislikes
-	// may close without saying so, and the call that is next on the connection,
-	// anybody's, finds it closed; so a client could make an outage for others.
-	// net/http keeps connections that long by default.
+	// For refusalLasts after a refusal, the end of a reused connection before an
+	// answer does not count as an outage. A gateway that refuses a request may
+	// close the connection without notice, so that the next call on it fails,
+	// whichever client causes that call. Otherwise a client could feign an outage
+	// for others. By default net/http keeps idle connections that long.
 	refusalLasts = 90 * time.Second
 )
 
@@ -150,41 +152,41 @@ func (c connection) noAnswer(req *http.Request, a *answer, err error) *Error {
 	case req.ContentLength > longBody && a.connected.Load():
 		e.Code = RequestRefused
 	case a.reused.Load() && a.stage.Load() == unanswered && c.calls.isRefusing():
-		e.Code, e.Err = RequestRefused, safeError{"the connection was kept, and closed after an earlier refusal", err}
+		e.Code, e.Err = RequestRefused, safeError{"the reused connection was closed after an earlier refusal", err}
 	}
 	return e
 }
 
-// hadTime reports whether the call had enough time for itself.
+// hadTime reports whether the call had enoughTime outside of the queue.
 func (a *answer) hadTime() bool {
 	began := a.began.Load()
 	return began != 0 && time.Since(time.Unix(0, began)) >= enoughTime
 }
 
-// hasQueue reports whether calls wait in the Transport for those before them, which a
-// flood can make last for as long as it likes.
+// hasQueue reports whether calls may wait in the Transport for earlier calls. A flood
+// of requests can make that wait arbitrarily long.
 func (c connection) hasQueue() bool {
 	transport, ok := c.transport.(*http.Transport)
 	return ok && transport.MaxConnsPerHost > 0
 }
 
-// readResponse reads the answer's body as far as it may be long.
+// readResponse reads the body of resp, up to maxAnswerBytes.
 func readResponse(ctx context.Context, resp *http.Response) (Result, *Error) {
 	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return readAnswer(resp.StatusCode, nil) // its body is the connection, which no deadline ends
+		return readAnswer(resp.StatusCode, nil) // the body is the connection, which has no deadline
 	}
 	body, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswerBytes+1))
 	isTooLong := len(body) > maxAnswerBytes
 	switch {
 	case resp.StatusCode >= 400 && resp.StatusCode <= 499:
-		// A refusal is one by its status alone: a gateway that cuts off what it
-		// finds too large must not look like an outage.
+		// The status alone makes this a refusal, even if the body cannot be read:
+		// a gateway that aborts a request that is too large is not an outage.
 	case err != nil:
 		e := callError(ctx, err)
 		e.Status = resp.StatusCode
 		return Result{}, e
 	case isTooLong && resp.StatusCode == http.StatusOK:
-		// The service may repeat what a client sent. That is no outage.
+		// The service may repeat what a client sent, so this is not an outage.
 		text := "the answer is too long"
 		return Result{}, &Error{Code: RequestRefused, Status: resp.StatusCode, Err: safeError{text: text}}
 	}
@@ -194,7 +196,8 @@ func readResponse(ctx context.Context, resp *http.Response) (Result, *Error) {
 	return readAnswer(resp.StatusCode, body)
 }
 
-// callError returns the Error for a call that got no answer.
+// callError returns the Error for a call that failed with err before it had an
+// answer.
 func callError(ctx context.Context, err error) *Error {
 	if cause := ctx.Err(); cause != nil {
 		code := ServiceTimeout
@@ -216,15 +219,15 @@ func callError(ctx context.Context, err error) *Error {
 	return e
 }
 
-// safeText returns what may be shown of an error of a connection: the texts that
-// are known to hold nothing but addresses and the fault.
+// safeText returns the text of an error of a connection, if it is known to contain
+// nothing but addresses and the fault.
 func safeText(err error) (text string, ok bool) {
 	if dns, ok := errors.AsType[*net.DNSError](err); ok {
 		return dns.Error(), true
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		if inner, ok := errors.AsType[*net.OpError](op.Err); ok {
-			op = inner // of a proxy
+			op = inner // the dial to a proxy
 		}
 		if op.Op == "dial" || op.Op == "remote error" || op.Op == "local error" { // the last two are TLS alerts
 			return op.Error(), true
@@ -242,10 +245,10 @@ func safeText(err error) (text string, ok bool) {
 	return "the connection was closed before the end of the answer", isEnd
 }
 
-// isExhausted reports whether err says that this machine has no more sockets or
-// memory, which its clients can bring about.
+// isExhausted reports whether err means that this machine has run out of sockets or
+// memory, which clients can cause.
 func isExhausted(err error) bool {
-	dns, isDNS := errors.AsType[*net.DNSError](err) // has only the text
+	dns, isDNS := errors.AsType[*net.DNSError](err) // contains only the text of its cause
 	for _, errno := range []syscall.Errno{
 		syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.EADDRNOTAVAIL,
 	} {
@@ -256,13 +259,14 @@ func isExhausted(err error) bool {
 	return false
 }
 
-// readAnswer reads the service's answer: the verdict, or the Error that says
-// why it is none.
+// readAnswer returns the verdict in the service's answer, or the Error that says why
+// the answer is not a verdict.
 func readAnswer(status int, body []byte) (Result, *Error) {
 	doc, err := parseDocument(body)
 	if err != nil {
-		// The service may repeat what a client sent. That must neither make an
-		// outage of its refusal, nor is a pass believed that is not strict.
+		// The service may repeat what a client sent, which may be invalid UTF-8. A
+		// refusal must not become an outage by that, but a pass in such an answer
+		// is not accepted.
 		doc, err = parseDocument(body, jsontext.AllowInvalidUTF8(true))
 		switch {
 		case err == nil && doc.Result.VerifyResult == kind(jsontext.KindTrue) && status == http.StatusOK:
@@ -283,7 +287,7 @@ func readAnswer(status int, body []byte) (Result, *Error) {
 	}
 }
 
-// failure returns what a call ends as whose answer is no verdict.
+// failure returns the Code for an answer that is not a verdict.
 func (doc *document) failure(status int) Code {
 	known, _ := lookUp(doc.Code.string)
 	switch {
@@ -297,8 +301,8 @@ func (doc *document) failure(status int) Code {
 	return ServiceUnavailable
 }
 
-// token returns s if it has the shape of the service's Codes and IDs. A gateway
-// in between could put anything there, and Error.Error shows it.
+// token returns s if it has the form of the service's codes and IDs, and otherwise
+// "". A gateway in between could send any text, which Error.Error would show.
 func token(s string) string {
 	odd := func(r rune) bool { return notInHost(r) && r != '_' || r == ':' }
 	if len(s) > 64 || strings.ContainsFunc(s, odd) {
@@ -307,8 +311,8 @@ func token(s string) string {
 	return s
 }
 
-// A document is the service's answer, as far as it is read: strictly, by the json
-// package's rules (one value, UTF-8, no name twice) and those of the types here.
+// A document is the service's answer. It is read strictly, by the rules of package
+// json (one value, valid UTF-8, no duplicate names) and of the types below.
 type document struct {
 	RequestID string `json:"RequestId"`
 	Code      text
@@ -327,14 +331,15 @@ type verdict struct {
 	others
 }
 
-// others has the members that are not ours. The json package calls such a field
-// "embed", and "unknown" where it is the Go distribution's, by GOEXPERIMENT=jsonv2.
+// others holds the members without a field. The option for such a field is "embed"
+// in this json package and "unknown" in that of the Go distribution, which
+// GOEXPERIMENT=jsonv2 selects.
 type others struct {
 	Others map[string]jsontext.Value `json:",embed,unknown"`
 }
 
-// check returns an error if a name differs from one of ours in case only: somebody
-// else might take it for ours.
+// check returns an error if a name differs from one of ours only in case, because
+// another parser might take it for ours.
 func (o others) check(ours ...string) error {
 	for name := range o.Others {
 		if slices.ContainsFunc(ours, func(our string) bool { return strings.EqualFold(our, name) }) {
@@ -344,9 +349,9 @@ func (o others) check(ours ...string) error {
 	return nil
 }
 
-var errUnreadable = errors.New("alicaptcha: the answer is not of the service's form")
+var errUnreadable = errors.New("alicaptcha: the answer does not have the form of the service's answers")
 
-// A text is a string, and not null.
+// A text is a string that must not be null.
 type text struct {
 	string
 	isSet bool
@@ -361,7 +366,7 @@ func (t *text) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 	return nil
 }
 
-// A kind is what is read of a value that may be of any.
+// A kind is the kind of a JSON value, whose content is skipped.
 type kind jsontext.Kind
 
 func (k *kind) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
@@ -370,14 +375,14 @@ func (k *kind) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
 }
 
 func (v *verdict) UnmarshalJSONFrom(dec *jsontext.Decoder) error {
-	if dec.PeekKind() != jsontext.KindBeginObject { // null would be none
+	if dec.PeekKind() != jsontext.KindBeginObject { // null would leave v unset without an error
 		return errUnreadable
 	}
 	type plain verdict
 	if err := json.UnmarshalDecode(dec, (*plain)(v)); err != nil {
 		return err
 	}
-	if v.VerifyCode.isSet && v.VerifyCode.string == "" { // only a missing one is an older service's
+	if v.VerifyCode.isSet && v.VerifyCode.string == "" { // an older service sends no VerifyCode, but not an empty one
 		return errUnreadable
 	}
 	return v.check("VerifyResult", "VerifyCode", "CertifyId")
@@ -390,7 +395,7 @@ func parseDocument(body []byte, opts ...json.Options) (doc document, err error) 
 	return doc, doc.check("RequestId", "Code", "Message", "Success", "Result")
 }
 
-// result returns the verdict, if doc has one.
+// result returns the verdict in doc, and reports whether there is one.
 func (doc *document) result() (Result, bool) {
 	r := doc.Result
 	isBool := r.VerifyResult == kind(jsontext.KindTrue) || r.VerifyResult == kind(jsontext.KindFalse)
@@ -403,7 +408,7 @@ func (doc *document) result() (Result, bool) {
 	}.strict()
 }
 
-// fromXML takes Code and RequestId from a gateway's error in XML, if it is one.
+// fromXML takes Code and RequestId from body, if it is the XML error of a gateway.
 func (doc *document) fromXML(body []byte) {
 	var e struct{ Code, RequestId string }
 	if xml.Unmarshal(body, &e) == nil {

@@ -10,11 +10,13 @@ import (
 	"sync/atomic"
 )
 
-// extract returns what the first of extractors finds that finds something, or why
-// none does, if that is known. It leaves r as if nobody had read it, whatever they
-// do: r.Body has every byte, and no form is parsed that was not before.
+// extract returns the param that the first successful one of extractors finds, or why
+// none finds one, if that is known. Whatever the extractors do, it leaves r as if it
+// had not been read: r.Body has every byte, and no form is parsed that was not parsed
+// before.
 //
-// Parsers take one of the places of parsers, except while they wait for the client.
+// While an extractor parses, it holds a place in parsers, except while it waits for
+// the client.
 func extract(
 	r *http.Request, extractors []Extractor, limit int, parsers chan struct{},
 ) (param, missing string, err error) {
@@ -30,7 +32,7 @@ func extract(
 		r.Body = rec.replay()
 	}
 	if param == "" && rec.tooLarge != nil {
-		err = rec.tooLarge // a parser may have made another error of it, or an end
+		err = rec.tooLarge // an extractor may have replaced this error by another, or ignored it
 	}
 	if param == "" && err == nil {
 		parsers <- struct{}{}
@@ -53,11 +55,11 @@ func extractAny(r *http.Request, extractors []Extractor) (param string, err erro
 
 func extractOne(r *http.Request, extractor Extractor) (string, error) {
 	body, form, postForm, multipartForm := r.Body, r.Form, r.PostForm, r.MultipartForm
-	// Parsing a multipart form would add to what is there.
+	// Parsing a multipart form adds values to the present ones.
 	r.Form, r.PostForm = maps.Clone(form), maps.Clone(postForm)
 	defer func() {
 		if parsed := r.MultipartForm; parsed != nil && parsed != multipartForm {
-			parsed.RemoveAll() // its temporary files would outlive the request
+			parsed.RemoveAll() // otherwise its temporary files outlive the request
 		}
 		r.Body, r.Form, r.PostForm, r.MultipartForm = body, form, postForm, multipartForm
 		if rec, ok := body.(*recording); ok && !rec.replaying {
@@ -67,30 +69,29 @@ func extractOne(r *http.Request, extractor Extractor) (string, error) {
 	return extractor(r)
 }
 
-// A recording is a body that is read twice: by extractors, who get limit bytes
-// at most and whose reading is recorded, and then by the handler, who gets the
-// record and the rest of src. Nothing of it is pooled, because a handler may
-// keep it.
+// A recording is a body that can be read twice. The extractors read at most limit
+// bytes of it, which are recorded. The handler then reads the record and the rest of
+// src. A handler may keep a recording, so it is not reused.
 type recording struct {
 	src       io.ReadCloser
 	limit     int
-	size      int64  // announced by the client, so not to be trusted
-	buf       []byte // what was read of src while recording, one byte over limit at most
-	pos       int    // in buf, of the next byte to give
-	err       error  // by which src ended while recording
+	size      int64  // the size that the client announced, which may be false
+	buf       []byte // the bytes of src that were recorded; at most limit+1
+	pos       int    // the index in buf of the next byte to return
+	err       error  // the error with which src ended while recording
 	tooLarge  *http.MaxBytesError
 	replaying bool
 	parsers   chan struct{}
-	isParsing bool // one of parsers is taken
+	isParsing bool // it holds a place in parsers
 	places    [4]*place
 	placed    int         // how many places were searched, of which places has the first
-	closed    atomic.Bool // a handler may close while it reads, as http.Transport does
+	closed    atomic.Bool // a handler may call Close during Read, as http.Transport does
 }
 
 // replay ends the recording and returns the body for the handler.
 func (b *recording) replay() io.ReadCloser {
 	if len(b.buf) == 0 && b.err == nil {
-		return b.src // nobody has read it
+		return b.src // no extractor has read it
 	}
 	b.replaying = true
 	return b
@@ -123,13 +124,13 @@ func (b *recording) Read(p []byte) (int, error) {
 	return 0, b.err
 }
 
-// record reads src once, as much as it gives. One byte over the limit tells a
-// body that ends there from one that goes on.
+// record reads src once. It reads up to one byte more than the limit, to tell a body
+// that ends there from a longer one.
 func (b *recording) record() {
 	if len(b.buf) == cap(b.buf) {
 		grown := 2 * len(b.buf)
 		if grown == 0 {
-			// Enough for a login's body at once, but no memory for a promise.
+			// This is enough for a login, but a false size does not take much memory.
 			grown = int(min(max(b.size+1, 512), 4096))
 		}
 		b.buf = slices.Grow(b.buf, min(grown, b.limit+1)-len(b.buf))
@@ -138,7 +139,7 @@ func (b *recording) record() {
 	n, err := b.readSource(free)
 	b.buf = b.buf[:len(b.buf)+n]
 	b.err = err
-	b.tooLarge, _ = errors.AsType[*http.MaxBytesError](err) // an outer http.MaxBytesReader's
+	b.tooLarge, _ = errors.AsType[*http.MaxBytesError](err) // from an outer http.MaxBytesReader
 }
 
 func (b *recording) readSource(p []byte) (int, error) {
@@ -160,7 +161,7 @@ func (b *recording) searched(p *place) {
 	b.placed++
 }
 
-// beginParsing waits until the processor has time for one more parser.
+// beginParsing waits for a place in parsers.
 func (b *recording) beginParsing() {
 	b.parsers <- struct{}{}
 	b.isParsing = true
@@ -171,8 +172,7 @@ func (b *recording) endParsing() {
 	<-b.parsers
 }
 
-// Close closes the body for the handler. An extractor that closes it, as a
-// habit, must not.
+// Close closes the body for the handler. It has no effect for an extractor.
 func (b *recording) Close() error {
 	if !b.replaying {
 		return nil

@@ -23,12 +23,12 @@ import (
 	"github.com/aliyun/credentials-go/credentials"
 )
 
-// A Region is where the service's scenes were made; the widget on the page has
-// the same in its AliyunCaptchaConfig.region.
+// Region identifies the region of the service in which the scenes were created.
+// The widget on the page has the same value in AliyunCaptchaConfig.region.
 type Region string
 
-// The service's regions and their endpoints. A param of one is refused by the
-// other.
+// The regions of the service, with their endpoints. Each region refuses the
+// params of the other.
 const (
 	Mainland      Region = "cn"  // captcha.cn-shanghai.aliyuncs.com
 	International Region = "sgp" // captcha.ap-southeast-1.aliyuncs.com
@@ -39,59 +39,66 @@ var endpoints = map[Region]string{
 	International: "captcha.ap-southeast-1.aliyuncs.com",
 }
 
-// ClientConfig configures [NewClient]. It redacts the keys as [Request] does the
-// param.
+// ClientConfig configures [NewClient]. Packages fmt, slog and encoding/json print
+// it without its keys, unless it is in an unexported field of the value that they
+// print.
 type ClientConfig struct {
-	// Region picks the endpoint. It is required unless Endpoint is set.
+	// Region selects the endpoint. It is required unless Endpoint is set.
 	Region Region
 
-	// Endpoint overrides Region's: a host with or without a port, an https
-	// URL, or an http URL of a loopback host (such as that of a simulator).
+	// Endpoint replaces the endpoint of Region. It must be a host with or
+	// without a port, an https URL, or an http URL of a loopback host, such as
+	// that of a simulator.
 	Endpoint string
 
-	// AccessKeyID and AccessKeySecret are a RAM user's pair, SecurityToken
-	// belongs to temporary ones. If all three are empty, they are taken from
-	// ALIBABA_CLOUD_ACCESS_KEY_ID, ALIBABA_CLOUD_ACCESS_KEY_SECRET and
-	// ALIBABA_CLOUD_SECURITY_TOKEN.
+	// AccessKeyID and AccessKeySecret are the AccessKey pair of a RAM user.
+	// SecurityToken is the token of temporary keys. If all three are empty,
+	// NewClient reads the environment variables ALIBABA_CLOUD_ACCESS_KEY_ID,
+	// ALIBABA_CLOUD_ACCESS_KEY_SECRET and ALIBABA_CLOUD_SECURITY_TOKEN.
 	AccessKeyID, AccessKeySecret, SecurityToken string
 
-	// Credential overrides the three, for keys that rotate. NewClient asks it
-	// once; later a call that finds its answer older than a minute has it
-	// asked again in the background. What it gives must be good for 150 s
-	// more, as it is from the providers of credentials-go, which renew 180 s
-	// before the end. It must be safe for concurrent use.
+	// Credential provides the keys in place of these three fields, for keys
+	// that rotate. NewClient asks it once. Later, a call that finds the keys
+	// older than a minute starts a request for new ones in the background. The
+	// keys that Credential returns must be valid for at least another 150
+	// seconds, as those from the providers of credentials-go are, which renew
+	// keys 180 seconds before they expire. Credential must be safe for
+	// concurrent use.
 	Credential credentials.Credential
 
-	// Transport makes the connections. If nil, it is one that is tuned for
-	// this API, keeps connections for 10 s, gives a dial and a TLS handshake
-	// 5 s each, takes 64 KiB of an answer's headers, speaks HTTP/1.1, and goes
-	// through [http.ProxyFromEnvironment]. One without a limit on connections
-	// is best: Config.MaxConcurrent bounds them. It needs those two timeouts,
-	// because net/http goes on with a dial whose call has ended. Over HTTP/2
-	// net/http may send a call again that the server has reset.
+	// Transport makes the HTTP calls. Nil means a Transport for this API: it
+	// speaks HTTP/1.1, uses [http.ProxyFromEnvironment], keeps idle connections
+	// for 10 seconds, limits a dial and a TLS handshake to 5 seconds each, and
+	// accepts 64 KiB of response headers.
+	//
+	// A Transport of your own needs limits on the dial and the TLS handshake as
+	// well, because net/http continues a dial whose call has ended. It should
+	// not limit the number of connections, which Config.MaxConcurrent bounds.
+	// Over HTTP/2, net/http may repeat a call that the server has reset.
 	Transport http.RoundTripper
 
-	// Logger is told when Credential gave no new keys, at error and at most
-	// once a minute, and when it gives them again. If nil, it is slog.Default.
+	// Logger receives an error when Credential provides no new keys, at most
+	// once a minute, and a message at level Info when it provides keys again.
+	// Nil means slog.Default().
 	Logger *slog.Logger
 
 	_ [0]func() // fields by name only
 }
 
-// Format writes c without its keys.
+// Format implements [fmt.Formatter]. It writes c without its keys.
 func (c ClientConfig) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "{Region:%q Endpoint:%q}", string(c.Region), c.shownEndpoint())
 }
 
-// LogValue returns c without its keys.
+// LogValue implements [slog.LogValuer]. It returns c without its keys.
 func (c ClientConfig) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("region", string(c.Region)), slog.String("endpoint", c.shownEndpoint()))
 }
 
-// MarshalJSON returns c without its keys.
+// MarshalJSON implements [json.Marshaler]. It returns c without its keys.
 func (c ClientConfig) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(c)) }
 
-// shownEndpoint hides an Endpoint that may hold a password.
+// shownEndpoint returns the Endpoint, unless it may contain a password.
 func (c ClientConfig) shownEndpoint() string {
 	if strings.Contains(c.Endpoint, "@") {
 		return "[redacted]"
@@ -99,12 +106,13 @@ func (c ClientConfig) shownEndpoint() string {
 	return c.Endpoint
 }
 
-// Client is the [Verifier] that asks the service. The official SDK builds and
-// signs the request; the connection and the reading of the answer are our own,
-// because the SDK shares its HTTP client by a race, follows redirects with the
-// keys, reads without limit, and takes "true" and -7 for a pass.
+// Client is the [Verifier] that asks the service. It is safe for concurrent use
+// and does not have to be closed.
 //
-// It is safe for concurrent use and needs no Close.
+// The official SDK builds and signs the request. Client itself sends the request
+// and reads the answer, because the SDK has a data race on its shared HTTP client,
+// follows redirects with the keys, reads answers of any length, and accepts "true"
+// and -7 as a pass.
 type Client struct {
 	sdk      captcha.Client // copied for each call: the SDK writes to it
 	keys     *keyring
@@ -113,12 +121,13 @@ type Client struct {
 	_        [0]func()
 }
 
-// debugAtStart is what the SDK has read: it looks at DEBUG when its packages are
-// initialized, and never again.
+// debugAtStart is the value that the SDK uses: it reads DEBUG when its packages
+// are initialized, and never again.
 var debugAtStart = os.Getenv("DEBUG")
 
-// NewClient returns a Client for cfg, or an error that joins every fault of it.
-// It asks cfg.Credential for keys but sends nothing to the service.
+// NewClient returns a Client for cfg. If cfg is invalid, it returns an error that
+// joins all faults. NewClient asks cfg.Credential for keys, but it sends nothing
+// to the service.
 func NewClient(cfg ClientConfig) (*Client, error) {
 	var errs []error
 	fault := func(format string, args ...any) {
@@ -130,10 +139,10 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	transport := cfg.Transport
 	if transport == nil {
 		transport = newTransport()
-		// Only https is proxied, http is for loopback hosts. net/http would go
-		// round what it cannot read.
+		// Only https uses a proxy; http is for loopback hosts. net/http would
+		// ignore a proxy that it cannot parse.
 		if protocol != "http" && !isProxy(cmp.Or(os.Getenv("HTTPS_PROXY"), os.Getenv("https_proxy"))) {
-			fault("Transport: the environment's HTTPS_PROXY is not the URL of a proxy")
+			fault("Transport: the environment variable HTTPS_PROXY is not the URL of a proxy")
 		}
 	} else if isNil(transport) {
 		fault("Transport is a nil %T", transport)
@@ -153,17 +162,17 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	sdk, err := captcha.NewClient(&openapi.Config{
 		Endpoint:   &host,
 		Protocol:   &protocol,
-		NoProxy:    &host, // the SDK would send the proxy's password to the service
+		NoProxy:    &host, // otherwise the SDK sends the password of the proxy to the service
 		HttpClient: connection{transport, calls},
 	})
 	if err != nil {
 		return nil, &Error{Code: Misconfigured, Err: err}
 	}
-	sdk.Client.DisableSDKError = new(true) // errors are read in connection, and SDKError costs a JSON round trip
+	sdk.Client.DisableSDKError = new(true) // connection reads the errors, and an SDKError costs a JSON round trip
 	return &Client{sdk: *sdk, keys: keys, calls: calls, endpoint: protocol + "://" + host + "/"}, nil
 }
 
-// keyring returns the keys of c, or tells fault what is wrong with them.
+// keyring returns the keys of c, or reports to fault what is wrong with them.
 func (c ClientConfig) keyring(fault func(format string, args ...any)) *keyring {
 	if c.Credential == nil {
 		return &keyring{key: c.staticKey(fault)}
@@ -174,12 +183,12 @@ func (c ClientConfig) keyring(fault func(format string, args ...any)) *keyring {
 	}
 	keys, err := newKeyring(c.Credential, c.Logger)
 	if err != nil {
-		fault("Credential gave no keys: %w", err)
+		fault("Credential provided no keys: %w", err)
 	}
 	return keys
 }
 
-// staticKey returns the keys that stand in c or in the environment.
+// staticKey returns the keys in c or in the environment.
 func (c ClientConfig) staticKey(fault func(format string, args ...any)) accessKey {
 	fields := []struct{ name, variable, value string }{
 		{"AccessKeyID", "ALIBABA_CLOUD_ACCESS_KEY_ID", c.AccessKeyID},
@@ -192,13 +201,13 @@ func (c ClientConfig) staticKey(fault func(format string, args ...any)) accessKe
 		where := f.name
 		if fromEnvironment {
 			f.value = os.Getenv(f.variable)
-			where += " (from the environment's " + f.variable + ")"
+			where += " (from the environment variable " + f.variable + ")"
 		}
 		if f.value == "" && f.name != "SecurityToken" {
 			fault("%s is missing", where)
 		}
 		if strings.ContainsFunc(f.value, notInKey) {
-			fault("%s has white space or other characters that no key has", where)
+			fault("%s contains white space or another character that no key has", where)
 		}
 	}
 	keyType := "access_key"
@@ -210,11 +219,11 @@ func (c ClientConfig) staticKey(fault func(format string, args ...any)) accessKe
 	}}
 }
 
-// Endpoint returns the URL that calls are made to, such as
-// "https://captcha.ap-southeast-1.aliyuncs.com/", by POST.
+// Endpoint returns the URL to which c sends its POST requests, such as
+// "https://captcha.ap-southeast-1.aliyuncs.com/".
 func (c *Client) Endpoint() string { return c.endpoint }
 
-// address returns where calls go, or tells fault what is wrong with it.
+// address returns where to send calls, or reports to fault what is wrong with it.
 func (c ClientConfig) address(fault func(format string, args ...any)) (protocol, host string) {
 	host, known := endpoints[c.Region]
 	if !known && c.Region != "" {
@@ -222,7 +231,8 @@ func (c ClientConfig) address(fault func(format string, args ...any)) (protocol,
 	}
 	if c.Endpoint == "" {
 		if c.Region == "" {
-			fault("Region is required (Mainland or International), or Endpoint")
+			fault("Region must be Mainland (%q) or International (%q), or Endpoint must be set",
+				string(Mainland), string(International))
 		}
 		return "https", host
 	}
@@ -240,11 +250,11 @@ func parseEndpoint(endpoint string) (protocol, host string, err error) {
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		return "", "", errors.New("is neither a host nor a URL") // err repeats a password in it
+		return "", "", errors.New("is neither a host nor a URL") // err would repeat a password
 	}
 	switch name := u.Hostname(); {
 	case u.User != nil:
-		return "", "", errors.New("must not hold a user or a password")
+		return "", "", errors.New("must not contain a user or a password")
 	case name == "" || strings.ContainsFunc(name, notInHost):
 		return "", "", errors.New("has no valid host")
 	case !hasValidPort(u):
@@ -252,15 +262,15 @@ func parseEndpoint(endpoint string) (protocol, host string, err error) {
 	case *u != (url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}) || u.Path != "" && u.Path != "/":
 		return "", "", errors.New("must not have a path, a query or a fragment")
 	case u.Scheme == "http" && !isLoopback(name):
-		return "", "", errors.New("must be https: the param and the keys' signature would travel in the clear " +
-			"(http is for a loopback host)")
+		return "", "", errors.New("must be https, since the param and the signature would be sent unencrypted " +
+			"(http is allowed for a loopback host only)")
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", "", errors.New("must be a host, an https URL, or an http URL of a loopback host")
 	}
 	return u.Scheme, u.Host, nil
 }
 
-// hasValidPort reports whether u has no port or a possible one.
+// hasValidPort reports whether u has no port or a valid one.
 func hasValidPort(u *url.URL) bool {
 	if u.Port() == "" {
 		return !strings.HasSuffix(u.Host, ":")
@@ -269,8 +279,8 @@ func hasValidPort(u *url.URL) bool {
 	return err == nil && port != 0
 }
 
-// isProxy reports whether s, a proxy from the environment, is empty or can be
-// one: a URL, or a host for http.
+// isProxy reports whether s, which is from the environment, is empty or may denote
+// a proxy: a URL, or a host that is reached by http.
 func isProxy(s string) bool {
 	if s == "" {
 		return true
@@ -282,7 +292,7 @@ func isProxy(s string) bool {
 	return err == nil && u.Scheme != "" && u.Hostname() != ""
 }
 
-// notInHost reports a rune that stands neither in a host name nor in an IPv6 address.
+// notInHost reports whether r occurs neither in host names nor in IP addresses.
 func notInHost(r rune) bool {
 	return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == ':')
 }
@@ -293,13 +303,13 @@ func isLoopback(host string) bool {
 }
 
 // newTransport returns the Transport for a ClientConfig that has none. The
-// context's deadline bounds every stage of a call; the timeouts here bound what
-// net/http does detached from it, so that a call leaves nothing behind on the
-// wire: it goes on with a dial and a TLS handshake whose call has ended.
+// deadline of the context bounds every stage of a call. The timeouts here bound
+// the dial and the TLS handshake, which net/http continues after the end of their
+// call.
 func newTransport() *http.Transport {
-	// Not HTTP/2. There all calls share one connection, and each one that runs
-	// into its deadline resets a stream of it; a server that counts those ends
-	// the connection, and with it the calls of everybody else.
+	// HTTP/2 is not used. All calls would share one connection, and each call
+	// that exceeds its deadline would reset a stream of it. A server that counts
+	// resets closes the connection, and so ends the calls of all other clients.
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
 	return &http.Transport{
@@ -307,20 +317,20 @@ func newTransport() *http.Transport {
 		DialContext:         (&net.Dialer{Timeout: defaultTimeout}).DialContext,
 		TLSHandshakeTimeout: defaultTimeout,
 		Protocols:           protocols,
-		// As many as callers: net/http keeps 2 and would open a new connection for each of the others' calls.
+		// There are as many as callers. By default net/http keeps 2, and opens a new connection for each other call.
 		MaxIdleConnsPerHost: 512,
-		// Below what load balancers use (15 s and more): a POST on a connection
-		// that the server has just closed fails, and may not be repeated.
+		// This is less than load balancers use (15 s and more): a POST on a
+		// connection that the server has just closed fails and must not be repeated.
 		IdleConnTimeout:        10 * time.Second,
 		MaxResponseHeaderBytes: maxAnswerBytes,
 	}
 }
 
-// operation is VerifyIntelligentCaptcha for the SDK, which does not write to it.
+// operation describes VerifyIntelligentCaptcha to the SDK, which only reads it.
 var operation = &openapi.Params{
 	Action:      new("VerifyIntelligentCaptcha"),
 	Version:     new("2023-03-05"),
-	Protocol:    new("HTTPS"), // the Client's own comes first
+	Protocol:    new("HTTPS"), // the protocol of the Client takes precedence
 	Pathname:    new("/"),
 	Method:      new("POST"),
 	AuthType:    new("AK"),
@@ -331,10 +341,12 @@ var operation = &openapi.Params{
 
 var errNoClient = safeError{text: "a Client that NewClient did not make"}
 
-// Verify asks the service for its verdict, by VerifyIntelligentCaptcha. It takes
-// until the deadline of ctx at most, or 5 s where ctx has none. Every error is
-// an [*Error]: ClientCanceled if ctx was cancelled, ServiceTimeout if its
-// deadline passed. Nothing is sent twice.
+// Verify asks the service for its verdict by calling VerifyIntelligentCaptcha. It
+// returns by the deadline of ctx, or after 5 seconds if ctx has none. Every error
+// is an [*Error]. Its Code is ClientCanceled if ctx was canceled. If the deadline
+// passed, it is ServiceTimeout, or Overloaded if the call had less than a second
+// because it waited for a connection in a Transport that limits their number.
+// Verify sends a param at most once.
 func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	switch {
 	case c == nil || c.keys == nil:
@@ -362,14 +374,14 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	}
 	var a answer
 	ctx = a.trace(context.WithValue(ctx, answerKey{}, &a), c.calls)
-	// VerifyIntelligentCaptchaWithContext comes to the same call, but by way of
-	// JSON and maps, which takes most of its time.
+	// VerifyIntelligentCaptchaWithContext makes the same call, but spends most of
+	// its time on conversions to JSON and maps.
 	_, err = sdk.CallApiWithCtx(ctx, operation, &openapi.OpenApiRequest{
 		Headers: map[string]*string{"content-type": new("application/x-www-form-urlencoded")},
 		Body:    form.Encode(),
-	}, &dara.RuntimeOptions{}) // without retries: a param is spent once
+	}, &dara.RuntimeOptions{}) // without retries, because a param can be verified only once
 	switch {
-	case !a.taken: // the SDK did not come as far as the call
+	case !a.taken: // the SDK failed before the call
 		return Result{}, callError(ctx, err)
 	case a.err != nil:
 		return Result{}, a.err

@@ -71,10 +71,10 @@ func TestNewClientFaults(t *testing.T) {
 			want: []string{"AccessKeySecret is missing"},
 		},
 		"id with a space": {
-			change: func(c *config) { c.AccessKeyID += " " }, want: []string{"AccessKeyID has white space"},
+			change: func(c *config) { c.AccessKeyID += " " }, want: []string{"AccessKeyID contains white space"},
 		},
 		"secret with a newline": {
-			change: secret(keySecret + "\n"), want: []string{"AccessKeySecret has white space"},
+			change: secret(keySecret + "\n"), want: []string{"AccessKeySecret contains white space"},
 		},
 		"secret with a CR":                {change: secret(keySecret + "\r"), want: []string{"AccessKeySecret"}},
 		"secret with a tab before":        {change: secret("\t" + keySecret), want: []string{"AccessKeySecret"}},
@@ -84,7 +84,7 @@ func TestNewClientFaults(t *testing.T) {
 		"secret that is not UTF-8":        {change: secret(keySecret + "\xff"), want: []string{"AccessKeySecret"}},
 		"secret of white space":           {change: secret("  "), want: []string{"AccessKeySecret"}},
 		"token with a newline": {
-			change: func(c *config) { c.SecurityToken += "\n" }, want: []string{"SecurityToken has white space"},
+			change: func(c *config) { c.SecurityToken += "\n" }, want: []string{"SecurityToken contains white space"},
 		},
 		"id of the environment alone": {
 			change: noKeys, env: map[string]string{envID: keyID}, want: []string{envSecret + ") is missing"},
@@ -100,7 +100,7 @@ func TestNewClientFaults(t *testing.T) {
 			change: noKeys,
 			env:    map[string]string{envID: keyID + "\n", envSecret: keySecret + "\n", envToken: stsToken + "\n"},
 			want: []string{
-				envID + ") has white space", envSecret + ") has white space", envToken + ") has white space",
+				envID + ") contains white space", envSecret + ") contains white space", envToken + ") contains white space",
 			},
 		},
 		"typed nil Credential": {change: source((*keySource)(nil)), want: []string{"Credential is a nil"}},
@@ -157,7 +157,7 @@ func TestNewClientFaults(t *testing.T) {
 			change: func(c *config) {
 				*c = config{Region: "eu", Endpoint: "ftp://example.com", AccessKeyID: "a b", Transport: (*http.Transport)(nil)}
 			},
-			want: []string{"Region", "Endpoint", "AccessKeyID has", "AccessKeySecret is missing", "Transport"},
+			want: []string{"Region", "Endpoint", "AccessKeyID contains", "AccessKeySecret is missing", "Transport"},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

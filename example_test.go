@@ -103,8 +103,8 @@ func ExampleNewClient() {
 	fmt.Println(err)
 	// Output:
 	// alicaptcha: ClientConfig.Region must be Mainland ("cn") or International ("sgp")
-	// alicaptcha: ClientConfig.AccessKeyID has white space or other characters that no key has
-	// alicaptcha: ClientConfig.AccessKeySecret has white space or other characters that no key has
+	// alicaptcha: ClientConfig.AccessKeyID contains white space or another character that no key has
+	// alicaptcha: ClientConfig.AccessKeySecret contains white space or another character that no key has
 }
 
 // After the first failure this breaker does not ask any more.

@@ -13,10 +13,10 @@ import (
 	"github.com/go-json-experiment/json/jsontext"
 )
 
-// A path leads to a value in JSON, a token for each level.
+// A path denotes a value in a JSON document, by a token for each level.
 type path struct {
 	tokens    []string
-	isPointer bool // the tokens may also be indices of arrays
+	isPointer bool // the path is a JSON Pointer, whose tokens may be indices of arrays
 }
 
 func checkPaths(function string, fields []string) []path {
@@ -38,20 +38,21 @@ func checkPaths(function string, fields []string) []path {
 	return paths
 }
 
-// decoders saves half of what reading a body allocates. The strings that a
-// decoder gives are copies.
+// decoders saves half of the memory that reading a body allocates. The strings that
+// a decoder returns are copies.
 var decoders = sync.Pool{New: func() any { return new(jsontext.Decoder) }}
 
-// maxPooledNames is how many names a decoder may have read that goes back to the
-// pool. Reset keeps the memory for the names of each level of nesting, so that a
-// client could make a decoder hold hundreds of megabytes, a level in each request.
+// A decoder that has read more than maxPooledNames names is not put back into the
+// pool. Reset keeps the memory for the names of each level of nesting, so a client
+// that sends names at another level in each request could make a decoder hold
+// hundreds of megabytes.
 const maxPooledNames = 100
 
-// A jsonFinder looks for a field in a body.
+// A jsonFinder searches a body for a field.
 type jsonFinder struct {
 	*jsontext.Decoder
-	names    int  // read by us
-	isNested bool // it has also skipped an object or an array
+	names    int  // the number of names it has read itself
+	isNested bool // it has skipped an object or an array, whose names are not counted
 }
 
 func fromJSON(r *http.Request, paths []path) (string, error) {
@@ -69,7 +70,7 @@ func fromJSON(r *http.Request, paths []path) (string, error) {
 		if f.isNested || f.names > maxPooledNames {
 			return
 		}
-		f.Reset(http.NoBody) // else the pool would hold on to the request
+		f.Reset(http.NoBody) // otherwise the pool retains the request
 		decoders.Put(f.Decoder)
 	}()
 
@@ -87,8 +88,8 @@ func fromJSON(r *http.Request, paths []path) (string, error) {
 	return "", errBody
 }
 
-// find reads the object or array that comes next, level levels deep, where the
-// first tokens of paths have led.
+// find reads the next value, an object or array, and returns the field in it. The
+// first level tokens of paths denote that value.
 func (f *jsonFinder) find(paths []path, level int) (string, error) {
 	open, err := f.ReadToken()
 	if err != nil {
@@ -117,7 +118,7 @@ func (f *jsonFinder) find(paths []path, level int) (string, error) {
 	return "", nil
 }
 
-// readName reads the name that comes next. It is good until the next read.
+// readName reads the next name. It is valid until the next read.
 func (f *jsonFinder) readName() ([]byte, error) {
 	f.names++
 	name, err := f.ReadValue()
@@ -130,8 +131,8 @@ func (f *jsonFinder) readName() ([]byte, error) {
 	return name[1 : len(name)-1], nil
 }
 
-// follow reports whether one of paths ends at the name, and returns those that
-// lead on from it.
+// follow reports whether one of paths ends at the name, and returns the paths that
+// continue after it.
 func follow(paths []path, level int, name []byte, inArray bool) (here bool, deeper []path) {
 	for _, p := range paths {
 		switch {
@@ -145,8 +146,8 @@ func follow(paths []path, level int, name []byte, inArray bool) (here bool, deep
 	return here, deeper
 }
 
-// findIn reads the value that comes next: the field's if a path ends here, or one
-// that may hold it.
+// findIn reads the next value. The value is the field if here is true. It may
+// contain the field if deeper is not empty.
 func (f *jsonFinder) findIn(here bool, deeper []path, level int) (string, error) {
 	var err error
 	switch kind := f.PeekKind(); {

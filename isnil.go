@@ -1,11 +1,10 @@
 package alicaptcha
 
-import (
-	"reflect"
-)
+import "reflect"
 
-// isNil also finds a nil pointer inside the interface, whose Allow would panic
-// at the first outage.
+// isNil reports whether v is nil or holds a nil value. A nil pointer in an
+// interface would panic only when it is first used, such as a Limiter in the
+// first outage.
 func isNil(v any) bool {
 	if v == nil {
 		return true

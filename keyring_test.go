@@ -358,7 +358,7 @@ func TestKeyringCredentialThatFailedOnce(t *testing.T) {
 		logins.Wait()
 		require.Equal(t, []string{"key-1", "key-3", "key-3", "key-3", "key-3", "key-3"}, c.signers)
 		require.Equal(t, 3, c.count())
-		require.Contains(t, c.log.String(), "gives keys again")
+		require.Contains(t, c.log.String(), "provides keys again")
 	})
 }
 
@@ -523,7 +523,7 @@ func TestKeyringLogsCredentialThatFails(t *testing.T) {
 				lines := strings.SplitAfter(c.log.String(), "\n")
 				require.Len(t, lines, 11, c.log.String()) // asked once in 61 s; the last is empty
 				for _, line := range lines[:10] {
-					require.Equal(t, "ERROR captcha: the Credential gave no new keys, the old ones serve on until they end "+
+					require.Equal(t, "ERROR captcha: the Credential provided no new keys; the old keys stay in use until they expire "+
 						"captcha.error=alicaptcha: misconfigured: "+tc.want+"\n", line)
 				}
 				for i, r := range c.log.records[1:] {
@@ -534,7 +534,7 @@ func TestKeyringLogsCredentialThatFails(t *testing.T) {
 				failing.Store(false)
 				c.log.records = nil
 				calls(10 * time.Minute)
-				require.Equal(t, "INFO captcha: the Credential gives keys again\n", c.log.String())
+				require.Equal(t, "INFO captcha: the Credential provides keys again\n", c.log.String())
 			})
 		})
 	}
@@ -582,13 +582,13 @@ func TestKeyringLogsHangingCredential(t *testing.T) {
 			time.Sleep(time.Second)
 			require.Equal(t, "key-1", c.verify(t))
 		}
-		line := "ERROR captcha: the Credential gave no new keys, the old ones serve on until they end " +
+		line := "ERROR captcha: the Credential provided no new keys; the old keys stay in use until they expire " +
 			"captcha.error=alicaptcha: misconfigured: the Credential does not answer\n"
 		require.Equal(t, line+line, c.log.String())
 
 		release()
 		synctest.Wait()
-		require.Equal(t, line+line+"INFO captcha: the Credential gives keys again\n", c.log.String())
+		require.Equal(t, line+line+"INFO captcha: the Credential provides keys again\n", c.log.String())
 		require.Equal(t, "key-2", c.verify(t))
 	})
 }

@@ -9,23 +9,27 @@ import (
 	"github.com/alicaptcha/alicaptcha/internal/gate"
 )
 
-// Ask verifies the param of a request under [Middleware.Deferred] and writes
-// nothing. It returns the Outcome and whether the request may proceed, which it may
-// without Outcome.Allowed under ReportOnly. The first call verifies; later ones,
-// from any goroutine, repeat its answer.
+// Ask verifies the param of a request under [Middleware.Deferred] without writing
+// a response. The argument is the context of the request. Ask returns the Outcome
+// and whether the request may proceed; under ReportOnly a request may proceed even
+// if Outcome.Allowed is false. The first call verifies. Later calls, from any
+// goroutine, return the same result.
 //
-// Where gates are nested, every one of them has to be satisfied, the outermost
-// first, each by its own Verifier and scene. Each needs a param of its own then, and
-// so its own Extractors. The Outcome is that of the first that is not satisfied, or
-// else the innermost's. Under [Middleware.Handler] Ask repeats the answer of that
-// gate; a Handler inside of a Deferred asks its own gate only, and the handler behind
-// it has to call Ask or Require for the outer one. Where no middleware stands the
-// Outcome is Misconfigured, and the request may not proceed.
+// If gates are nested, the request must satisfy all of them, beginning with the
+// outermost. Each gate has its own Verifier and scene, and so it needs its own
+// param and its own Extractors. Ask returns the Outcome of the first gate that is
+// not satisfied, or that of the innermost gate if all are.
 //
-// The answer belongs to ctx. Requests that share one, such as the parts of a batch
-// that a handler dispatches with its own request's context, share the answer, and
-// one param then admits all of them. A handler that wants a param for each part has
-// to give each a context that does not stem from a gated request's.
+// Under [Middleware.Handler], Ask returns the result of that gate. A Handler inside
+// a Deferred asks its own gate only; the handler behind it must call Ask or Require
+// for the outer gate. If no Middleware encloses the caller, the Code of the Outcome
+// is Misconfigured, and the request may not proceed.
+//
+// The result belongs to ctx. Requests that share a context share the result, so
+// that one param admits all of them. This applies to the parts of a batch that a
+// handler dispatches with the context of its own request. To require a param for
+// each part, give each part a context that is not derived from that of a request
+// behind a gate.
 func Ask(ctx context.Context) (o Outcome, proceed bool) {
 	switch s := ctx.Value(gate.OutcomeKey{}).(type) {
 	case *requestState:
@@ -39,10 +43,10 @@ func Ask(ctx context.Context) (o Outcome, proceed bool) {
 	return (*Middleware)(nil).judge(ctx, subject{}), false
 }
 
-// Require is [Ask] for a handler that leaves the rejection to the middleware. If it
-// returns false, the rejection is written and the handler should just return. It is
-// written once, by the first call and to its w, however many calls there are; the
-// others wait for that, but for no more than two seconds over Config.Timeout.
+// Require is like [Ask], but it also writes the rejection. If it returns false, the
+// rejection has been written, and the handler should return. If Require is called
+// several times, the first call writes the rejection to its w. The other calls wait
+// until it is written, but at most two seconds longer than Config.Timeout.
 func Require(w http.ResponseWriter, r *http.Request) bool {
 	if s, ok := r.Context().Value(gate.OutcomeKey{}).(*requestState); ok {
 		return s.require(w, r)
@@ -54,14 +58,14 @@ func Require(w http.ResponseWriter, r *http.Request) bool {
 	return proceed
 }
 
-// A requestState is one gate that a request has come to. The request's context
-// has the innermost.
+// A requestState is the state of one gate for a request. The context of the request
+// has that of the innermost gate.
 type requestState struct {
 	*verification
 	outer *requestState
 }
 
-// find returns what m has made of the request for a scene, or nil.
+// find returns the verification by m for the scene, or nil.
 func (s *requestState) find(m *Middleware, scene string) *verification {
 	for ; s != nil; s = s.outer {
 		if s.m == m && s.scene == scene && !m.zero() {
@@ -84,45 +88,45 @@ func (s *requestState) require(w http.ResponseWriter, r *http.Request) bool {
 	return (s.outer == nil || s.outer.require(w, r)) && s.verification.require(w, r)
 }
 
-// A verification is what one Middleware makes of one request.
+// A verification is the work of one Middleware on one request.
 type verification struct {
 	m *Middleware
 	subject
-	state requestState // where the request came to m first; here it costs no allocation
+	state requestState // of the first time that m saw the request; a field saves its allocation
 
 	mu      sync.Mutex // not held during callbacks
 	stage   stage
-	changed chan struct{} // closed at the next change of stage; nil if nobody waits for it
-	outcome Outcome       // set from stage judged on
+	changed chan struct{} // closed at the next change of stage; nil if no goroutine waits for it
+	outcome Outcome       // set in stage judged and later ones
 	proceed bool          // likewise
-	written bool          // a rejection that a callback or a panic has left to us is written
+	written bool          // require has written the rejection that a callback or a panic left out
 }
 
 type stage int
 
 const (
 	unasked   stage = iota
-	judging         // the Outcome is being found
-	judged          // it is known; if it is a rejection, that is not written
+	judging         // the Outcome is being determined
+	judged          // the Outcome is known; if it is a rejection, that is not yet written
 	rejecting       // the rejection is being written
-	rejected        // it is written
-	broken          // a panic came before the Outcome
+	rejected        // the rejection is written
+	broken          // a panic prevented an Outcome
 )
 
-// callbackKey is the key that the contexts of the verification's callbacks have.
+// callbackKey is a context key that marks the callbacks of a verification.
 type callbackKey struct{ *verification }
 
 func (v *verification) isCallback(ctx context.Context) bool { return ctx.Value(callbackKey{v}) != nil }
 
-// known returns the Outcome, if it is known.
+// known returns the Outcome and reports whether it is known.
 func (v *verification) known() (Outcome, bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	return v.outcome, v.stage >= judged && v.stage != broken
 }
 
-// ask returns the Outcome and whether the request may proceed. The first call finds
-// them out.
+// ask returns the Outcome and whether the request may proceed. The first call
+// determines them.
 func (v *verification) ask(ctx context.Context) (Outcome, bool) {
 	v.mu.Lock()
 	first := v.stage == unasked
@@ -133,7 +137,7 @@ func (v *verification) ask(ctx context.Context) (Outcome, bool) {
 	switch {
 	case first:
 		v.judge(ctx)
-	case !v.isCallback(ctx): // else it would wait for itself
+	case !v.isCallback(ctx): // a callback would wait for itself
 		v.waitFor(judged)
 	}
 	v.mu.Lock()
@@ -162,8 +166,8 @@ func (v *verification) judge(ctx context.Context) {
 	end = judged
 }
 
-// require returns whether the request may proceed. If it may not, the rejection is
-// written when it returns, or the one who writes it takes too long to be waited for.
+// require reports whether the request may proceed. If not, the rejection is written
+// when require returns, unless the goroutine that writes it takes too long.
 func (v *verification) require(w http.ResponseWriter, r *http.Request) bool {
 	if _, proceed := v.ask(r.Context()); proceed {
 		return true
@@ -182,8 +186,9 @@ func (v *verification) require(w http.ResponseWriter, r *http.Request) bool {
 		v.waitFor(rejected)
 	}
 
-	// OnReject that leads here, or a panic before the Outcome, leaves the rejection
-	// to us. Nobody else does: two must not write at once.
+	// The rejection is still to be written if OnReject has called this method, or
+	// if a panic prevented an Outcome. In all other cases another call writes it,
+	// and two calls must not write at once.
 	v.mu.Lock()
 	left := v.stage == broken || v.stage == rejecting && v.isCallback(r.Context())
 	o, write := v.outcome, left && !v.written
@@ -234,9 +239,9 @@ func (v *verification) enter(next stage) {
 	}
 }
 
-// waitFor waits until v is in that stage or a later one. A callback that leads here
-// by a context that is not the one it was given cannot be told from another
-// goroutine, and would wait for itself; so there is an end to it.
+// waitFor waits until v is in stage s or a later one. The wait is bounded, because a
+// callback that does not use the context it was given cannot be told from another
+// goroutine, and would wait for itself.
 func (v *verification) waitFor(s stage) {
 	patience := limiterPatience + time.Second
 	if !v.m.zero() {

@@ -11,56 +11,58 @@ import (
 	"time"
 )
 
-// A Verifier asks for the verdict on a param. [Client] is one.
+// Verifier obtains the verdict on a param. [Client] and [Breaker] implement it.
 type Verifier interface {
-	// Verify asks for the verdict on one param. A rejection is a Result with
-	// Passed false and a nil error. A non-nil error means that there is no
-	// verdict; it should be an *Error, any other counts as ServiceUnavailable.
+	// Verify obtains the verdict on one param. For a rejection it returns a
+	// Result with Passed false and a nil error. A non-nil error means that
+	// there is no verdict. It should be an *Error: any other error counts as
+	// ServiceUnavailable, or as ServiceTimeout if the deadline of ctx has
+	// passed.
 	//
-	// Verify must be safe for concurrent use and return soon after ctx is
-	// done. It must not repeat a call that may have reached the service: a
-	// param is spent once.
+	// Verify must be safe for concurrent use and must return soon after ctx is
+	// done. It must not repeat a call that may have reached the service,
+	// because a param can be verified only once.
 	Verify(ctx context.Context, req Request) (Result, error)
 }
 
-// VerifierFunc is a function that is a [Verifier].
+// VerifierFunc is an adapter that makes a function a [Verifier].
 type VerifierFunc func(context.Context, Request) (Result, error)
 
-// Verify calls f.
+// Verify calls f(ctx, req).
 func (f VerifierFunc) Verify(ctx context.Context, req Request) (Result, error) { return f(ctx, req) }
 
-// A Request is what a [Verifier] is asked. It redacts Param where fmt, slog or
-// encoding/json print it, but cannot where it is an unexported field of what
-// they print.
+// Request is the input of a [Verifier]. Packages fmt, slog and encoding/json
+// print it without its Param, unless it is in an unexported field of the value
+// that they print.
 type Request struct {
 	Param   string // the CaptchaVerifyParam, byte for byte as the client sent it
-	SceneID string // the scene that Param must be of; empty for any of the account
+	SceneID string // the scene that Param must belong to; empty for any scene of the account
 }
 
-// Format writes r without its Param.
+// Format implements [fmt.Formatter]. It writes r without its Param.
 func (r Request) Format(f fmt.State, _ rune) {
 	fmt.Fprintf(f, "{Param:[%d bytes] SceneID:%q}", len(r.Param), r.SceneID)
 }
 
-// LogValue returns r without its Param.
+// LogValue implements [slog.LogValuer]. It returns r without its Param.
 func (r Request) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("param_bytes", len(r.Param)), slog.String("scene", r.SceneID))
 }
 
-// MarshalJSON returns r without its Param: slog's JSON handler asks for it where
-// r is a part of something else.
+// MarshalJSON implements [json.Marshaler]. It returns r without its Param. The
+// JSON handler of slog calls it where r is part of another value.
 func (r Request) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(r)) }
 
-// A Result is the service's verdict. The zero Result is a rejection.
+// Result is the service's verdict on a param. The zero value is a rejection.
 type Result struct {
 	Passed    bool   // VerifyResult
-	Code      Code   // VerifyCode; empty from services that do not send one
-	CertifyID string // names the challenge in the service's records; may be empty
-	RequestID string // names the call in the service's records; may be empty
+	Code      Code   // VerifyCode; empty if the service sent none
+	CertifyID string // identifies the challenge in the service's records; may be empty
+	RequestID string // identifies the call in the service's records; may be empty
 }
 
-// strict completes a Result without a Code, and reports false for one that is
-// no verdict: a Code of another shape, or one that contradicts Passed.
+// strict returns r with a Code, if it has none. It reports false if r is no
+// verdict: if its Code has another form than T and F codes, or contradicts Passed.
 func (r Result) strict() (Result, bool) {
 	if r.Code == "" {
 		r.Code = F001
@@ -72,19 +74,20 @@ func (r Result) strict() (Result, bool) {
 	return r, ok && passed == r.Passed
 }
 
-// An Error says why there is no verdict.
+// Error reports why there is no verdict.
 type Error struct {
-	Code        Code   // one of the words, never a T or F code
-	Status      int    // of the service's answer; 0 if there was none
-	ServiceCode string // the answer's Code, such as "InvalidParameter"; from Diagnose also a VerifyCode
-	RequestID   string // names the call in the service's records
-	Err         error  // the cause, may be nil
+	Code        Code   // the reason; never a T or F code
+	Status      int    // the HTTP status of the service's answer; 0 if there was no answer
+	ServiceCode string // the Code of the answer, such as "InvalidParameter"; Diagnose may set a VerifyCode
+	RequestID   string // identifies the call in the service's records; may be empty
+	Err         error  // the cause; may be nil
 }
 
-// Error returns a text that is safe to log: Code, Status, ServiceCode,
-// RequestID, and of Err only what this package knows to be harmless (a dial,
-// DNS, TLS or context error, or its own words), each cut to 256 bytes and made
-// printable. It never holds the param, a key or the service's text.
+// Error returns a text that is safe to log. It consists of Code, Status,
+// ServiceCode and RequestID. The text of Err is added only if this package knows
+// that it is harmless: that of a dial, DNS, TLS or context error, or one that this
+// package wrote. Each part is cut to 256 bytes and reduced to printable ASCII. The
+// text never contains the param, a key or the message of the service.
 func (e *Error) Error() string {
 	if e == nil {
 		return "alicaptcha: no verdict"
@@ -122,8 +125,9 @@ func (e *Error) Unwrap() error {
 	return e.Err
 }
 
-// classify returns the Error for one that a Verifier returned. A word that is not a
-// Verifier's to say, or no word of ours, is ServiceUnavailable.
+// classify returns the Error for an error that a Verifier returned. It replaces a
+// Code that a Verifier must not return, or that this package does not define, by
+// ServiceUnavailable.
 func classify(asking context.Context, err error) *Error {
 	e, typed := errors.AsType[*Error](err)
 	if e != nil && e.Code != ParamMissing && e.Code != ClientCanceled && e.Code != Exempted && e.Code.Known() {
@@ -138,7 +142,8 @@ func classify(asking context.Context, err error) *Error {
 	return &Error{Code: code, Err: err}
 }
 
-// A safeError has a text that Error.Error may show; what it wraps may say more.
+// A safeError has a text that Error.Error may show. The error that it wraps may
+// contain secrets.
 type safeError struct {
 	text string
 	err  error
@@ -148,15 +153,14 @@ func (e safeError) Error() string { return "alicaptcha: " + e.text }
 
 func (e safeError) Unwrap() error { return e.err }
 
-// defaultTimeout bounds a call where nobody has set a bound, and minTimeout is the
-// least that may be set: a number without a unit means nanoseconds, and would make
-// every call time out.
+// defaultTimeout bounds a call that has no other bound, and minTimeout is the least that
+// may be set: a number without a unit means nanoseconds, and every call would time out.
 const (
 	defaultTimeout = 5 * time.Second
 	minTimeout     = 100 * time.Millisecond
 )
 
-// enoughTime is what a call must have had for itself, or Timeout if that is less,
-// for its lack of an answer to say something of the service. A client that sends
-// its body slowly can leave less of a deadline that the request brought along.
+// A call that ends without an answer counts against the service only if it had
+// enoughTime, or Timeout if that is less. A client that sends its body slowly can
+// use up most of a deadline that the request had from the start.
 const enoughTime = time.Second
