@@ -30,22 +30,24 @@ func TestCode(t *testing.T) {
 	var compiled strings.Builder
 	files, err := filepath.Glob("../recipes/*/*.go")
 	require.NoError(t, err)
-	for _, file := range append(files, "examples_test.go", "../otelalicaptcha/example_test.go") {
+	for _, file := range append(files, "examples_test.go", "../otelalicaptcha/example_test.go", "../redisalicaptcha/example_test.go") {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		compiled.WriteString(flat(string(text)))
 	}
 	tried := map[string][]string{
-		"README.md":               {"mermaid", "sh", "html", "js", "json"}, // .ci/readme, e2e, TestReadmeRejection
-		"README.zh-CN.md":         {"mermaid", "sh", "html", "js", "json"}, // the same as README.md's, by TestReadmeChinese
-		"docs/page.md":            {"html", "js"},                          // e2e
-		"docs/testing.md":         {"sh"},                                  // .ci/readme
-		"docs/doctor.md":          {"sh"},
-		"docs/telemetry.md":       {"sh"},
-		"docs/operations.md":      {"sh", "text", "promql"}, // TestOperationsLog
-		"docs/performance.md":     {"sh"},                   // bench's own test
-		"recipes/README.md":       {"sh"},
-		".github/CONTRIBUTING.md": {"sh"}, // .ci/run
+		"README.md":                 {"mermaid", "sh", "html", "js", "json"}, // .ci/readme, e2e, TestReadmeRejection
+		"README.zh-CN.md":           {"mermaid", "sh", "html", "js", "json"}, // the same as README.md's, by TestReadmeChinese
+		"docs/page.md":              {"html", "js"},                          // e2e
+		"docs/testing.md":           {"sh"},                                  // .ci/readme
+		"docs/doctor.md":            {"sh"},
+		"docs/telemetry.md":         {"sh"},
+		"docs/operations.md":        {"sh", "text", "promql"}, // TestOperationsLog
+		"docs/performance.md":       {"sh"},                   // bench's own test
+		"recipes/README.md":         {"sh"},
+		"recipes/compose/README.md": {"sh"}, // its own test
+		"redisalicaptcha/README.md": {"sh"}, // go get
+		".github/CONTRIBUTING.md":   {"sh"}, // .ci/run
 	}
 
 	pieces := map[string]int{}

@@ -3,6 +3,7 @@ package logging_test
 import (
 	"log/slog"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 
@@ -35,4 +36,10 @@ func TestSamplerAndRequestID(t *testing.T) {
 		require.Equal(t, want, strings.Count(out.String(), `"service":"login"`))
 		require.Equal(t, 10, strings.Count(out.String(), `"sampled_1_in":10`))
 	}
+}
+
+func ExampleSampler() {
+	logger := slog.New(logging.NewSampler(slog.NewJSONHandler(os.Stderr, nil), 100))
+	logger.Info("one of a hundred")
+	// Output:
 }
