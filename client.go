@@ -384,6 +384,10 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	case !a.taken: // the SDK failed before the call
 		return Result{}, callError(ctx, err)
 	case a.err != nil:
+		code := a.err.ServiceCode
+		if strings.HasPrefix(code, "InvalidAccessKeyId") || strings.HasPrefix(code, "InvalidSecurityToken") {
+			c.keys.refused()
+		}
 		return Result{}, a.err
 	}
 	return a.result, nil

@@ -5,6 +5,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"regexp"
 	"strings"
 	"sync"
 	"time"
@@ -25,11 +27,15 @@ import (
 // deprecated rsa_key_pair renews when 5% of the session are left, which is 180 s
 // of its default session.)
 //
-// Calls do not wait for a source that has not answered within keysPatience.
+// A call waits for keysPatience at most, and less if its deadline is near. Then it is
+// signed with the old keys: the service knows whether they are still good, and says so.
 const (
 	keysFresh    = 60 * time.Second
 	keysStale    = 150 * time.Second
-	keysPatience = 10 * time.Second
+	keysPatience = 4 * time.Second
+	keysLate     = 10 * time.Second // after which the source counts as failed
+	keysRetry    = 2 * time.Second  // from a failure to the next question, and up to 3 s more
+	keysAnew     = 10 * time.Second // between questions after the service has refused the keys
 )
 
 // A keyring holds the keys of a Client.
@@ -40,8 +46,9 @@ type keyring struct {
 
 	mu         sync.Mutex
 	key        accessKey
+	next       time.Time     // when the source is asked again, by the first call after it
 	got, asked time.Time     // when the source last returned keys, and when it was last asked
-	failed     bool          // the last request failed or exceeds keysPatience; reset after keysStale
+	failed     bool          // the last request failed or exceeds keysLate; reset after keysStale
 	broken     bool          // a request has failed since the source last returned keys
 	asking     chan struct{} // closed when the source has answered; nil if no request is under way
 }
@@ -63,6 +70,7 @@ func newKeyring(source credentials.Credential, logger *slog.Logger) (*keyring, e
 	now := time.Now()
 	return &keyring{
 		source: source, logger: logger, logLimit: rate.Sometimes{Interval: time.Minute}, key: key, got: now, asked: now,
+		next: now.Add(keysFresh),
 	}, nil
 }
 
@@ -77,7 +85,7 @@ func askFor(source credentials.Credential) (key accessKey, err error) {
 	}()
 	model, err := source.GetCredential()
 	if err != nil {
-		return accessKey{}, credentialError(fmt.Sprintf("the Credential failed with a %T", err), err)
+		return accessKey{}, credentialError("the Credential"+kindOf(source)+" failed: "+causeOf(err), err)
 	}
 	if model == nil || dara.StringValue(model.AccessKeyId) == "" || dara.StringValue(model.AccessKeySecret) == "" {
 		return accessKey{}, credentialError("the Credential returned no AccessKey pair", nil)
@@ -92,6 +100,59 @@ func askFor(source credentials.Credential) (key accessKey, err error) {
 		}
 	}
 	return accessKey{model: *model}, nil
+}
+
+// kindOf returns the type that source has in credentials-go, such as ecs_ram_role, in
+// parentheses, or "" if it has none.
+func kindOf(source credentials.Credential) (kind string) {
+	defer func() {
+		if recover() != nil { // of a source that embeds an interface and leaves it nil
+			kind = ""
+		}
+	}()
+	kind = token(dara.StringValue(source.GetType()))
+	if kind == "" {
+		return ""
+	}
+	return " (" + kind + ")"
+}
+
+// stsCode finds the Code in an answer of STS, and statusAtEnd the status of an
+// answer of the metadata server, in the texts of credentials-go's errors.
+var (
+	stsCode     = regexp.MustCompile(`"Code"\s*:\s*"([A-Za-z0-9._]{1,64})"`)
+	statusAtEnd = regexp.MustCompile(`\s([1-5][0-9]{2})$`)
+)
+
+// knownCauses are phrases in the errors of the operating system and of credentials-go,
+// which mostly keeps only their text.
+var knownCauses = []string{
+	"connection refused", "connection reset", "no such host", "no route to host", "network is unreachable",
+	"i/o timeout", "Client.Timeout exceeded", "deadline exceeded", "server misbehaving", "certificate", "EOF",
+	"no such file", "permission denied", "executable file not found", "exit status", "timed out",
+	"json unmarshal fail", "json.Unmarshal fail", "fail to get credentials", "unable to get credentials",
+}
+
+// causeOf returns what is known to be safe of the error of a Credential. Its text may
+// hold anything, as the answer of an STS endpoint with the keys.
+func causeOf(err error) string {
+	if text, ok := safeText(err); ok {
+		return text
+	}
+	text := err.Error()
+	text = text[:min(len(text), 4096)]
+	if code := stsCode.FindStringSubmatch(text); code != nil {
+		return "code " + code[1]
+	}
+	for _, cause := range knownCauses {
+		if strings.Contains(text, cause) {
+			return cause
+		}
+	}
+	if status := statusAtEnd.FindStringSubmatch(text); status != nil {
+		return "status " + status[1]
+	}
+	return fmt.Sprintf("a %T", err)
 }
 
 // credentialError returns the Error for a Credential that returns no usable keys.
@@ -112,19 +173,19 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 	}
 	k.mu.Lock()
 	now := time.Now()
-	if k.asking == nil && now.Sub(k.asked) > keysFresh {
+	if k.asking == nil && now.After(k.next) {
 		// A failure from long ago does not predict the outcome of this request.
 		k.failed = k.failed && now.Sub(k.asked) <= keysStale
 		k.asked = now
 		k.asking = make(chan struct{})
 		go k.renew()
 	}
-	overdue := k.asking != nil && now.Sub(k.asked) > keysPatience
+	overdue := k.asking != nil && now.Sub(k.asked) > keysLate
 	k.failed, k.broken = k.failed || overdue, k.broken || overdue
 	key, asking := k.key, k.asking
 	// After a failure no call waits: the old keys are used until the service refuses them.
 	usable := k.failed || now.Sub(k.got) <= keysStale
-	patience := keysPatience - now.Sub(k.asked)
+	patience := min(keysPatience-now.Sub(k.asked), waitFor(ctx, now))
 	k.mu.Unlock()
 	if overdue {
 		k.logFailure(credentialError("the Credential does not answer", nil))
@@ -146,6 +207,27 @@ func (k *keyring) get(ctx context.Context) (accessKey, error) {
 	}
 }
 
+// waitFor returns how long a call may wait for keys, so that enoughTime is left for the
+// service, or half of the time that there is.
+func waitFor(ctx context.Context, now time.Time) time.Duration {
+	deadline, ok := ctx.Deadline()
+	if !ok {
+		return keysPatience
+	}
+	left := deadline.Sub(now)
+	return max(left/2, left-enoughTime)
+}
+
+// refused says that the service has refused the keys, as it does after they were
+// revoked: the source is asked anew by the next call, at most every keysAnew.
+func (k *keyring) refused() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if anew := k.asked.Add(keysAnew); anew.Before(k.next) {
+		k.next = anew
+	}
+}
+
 // renew asks the source once.
 func (k *keyring) renew() {
 	var key accessKey
@@ -155,8 +237,11 @@ func (k *keyring) renew() {
 		mended := k.broken && err == nil
 		k.failed = err != nil
 		k.broken = err != nil
+		now := time.Now()
 		if err == nil {
-			k.key, k.got = key, time.Now()
+			k.key, k.got, k.next = key, now, k.asked.Add(keysFresh)
+		} else {
+			k.next = now.Add(keysRetry + rand.N(3*time.Second)) // replicas do not ask together
 		}
 		close(k.asking)
 		k.asking = nil

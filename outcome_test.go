@@ -343,7 +343,7 @@ func TestLimiterThatPanics(t *testing.T) {
 				require.Equal(t, 503, o.Action.Status)
 			}
 			require.NotContains(t, log.String(), "must not be logged")
-			require.NotContains(t, log.String(), "does not answer in time")
+			require.NotContains(t, log.String(), "did not answer in time")
 			require.Equal(t, name != "Goexit", strings.Contains(log.String(), "ERROR captcha: the Limiter panicked"))
 			if name != "Goexit" {
 				require.Equal(t, 1, strings.Count(log.String(), "captcha.stack"), "once a minute")
