@@ -9,8 +9,8 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// newDeferredLogin returns a login whose own checks come first, so that a
-// malformed form spends no param.
+// newDeferredLogin returns a login that checks the form before it requires a
+// verdict, so that a malformed form does not spend a param.
 func newDeferredLogin(captcha *alicaptcha.Middleware) http.Handler {
 	login := captcha.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		r.Body = http.MaxBytesReader(w, r.Body, 64<<10) // anybody comes this far, with a body of any length
@@ -31,7 +31,7 @@ func newDeferredLogin(captcha *alicaptcha.Middleware) http.Handler {
 	return login
 }
 
-// The handler's own checks come first, so that a malformed form spends no param.
+// The handler checks the form first, so that a malformed form does not spend a param.
 func ExampleRequire() {
 	login := newDeferredLogin(newGate())
 

@@ -23,7 +23,7 @@ import (
 
 func handleLogin(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "welcome") }
 
-// newGate returns a gate for the examples, on a Verifier that always passes.
+// newGate returns a gate for the examples, with a Verifier that always passes.
 func newGate() *alicaptcha.Middleware {
 	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "1a2b3c4d"})
 	if err != nil {
@@ -32,7 +32,7 @@ func newGate() *alicaptcha.Middleware {
 	return captcha
 }
 
-// knock sends a login without a param, and prints the answer's status.
+// knock sends a login without a param and prints the status of the answer.
 func knock(h http.Handler) {
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest("POST", "/login", strings.NewReader("{}")))
@@ -59,8 +59,8 @@ func Example_serveMux() {
 	// Output: 400
 }
 
-// A Client, a Breaker around it, and a gate for each scene. The keys come from
-// the environment; here they are a simulator's.
+// This example creates a Client, a Breaker around it, and a gate for each scene. In
+// production the keys come from the environment; here they are those of a simulator.
 func ExampleNew() {
 	service := httptest.NewServer(alicaptchatest.NewSimulator(alicaptchatest.Config{}))
 	defer service.Close()
@@ -93,7 +93,7 @@ func ExampleNew() {
 	// Output: 400
 }
 
-// Every fault of a ClientConfig is reported at once, and none shows a key.
+// NewClient reports all faults of a ClientConfig at once, and shows no key.
 func ExampleNewClient() {
 	_, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
 		Region:          "eu",
@@ -107,7 +107,7 @@ func ExampleNewClient() {
 	// alicaptcha: ClientConfig.AccessKeySecret contains white space or another character that no key has
 }
 
-// After the first failure this breaker does not ask any more.
+// This Breaker stops asking after the first failure.
 func ExampleNewBreaker() {
 	service := alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
 		fmt.Println("asked")
@@ -158,7 +158,8 @@ func ExampleNewProblem() {
 	// {"error":"captcha_expired","message":"The captcha has expired or was used already. Please solve a new one."}
 }
 
-// A status for one code. OnReject may write anything.
+// OnReject writes a response of your own. Outcome.Code is for the log; the client
+// should not learn it.
 func ExampleReject() {
 	captcha, err := alicaptcha.New(alicaptcha.Config{
 		Verifier: alicaptchatest.Rejecting(alicaptcha.F001),
@@ -181,7 +182,7 @@ func ExampleReject() {
 	// Output: 401 reason=captcha_rejected
 }
 
-// In staging the scene may be in test mode, which passes everybody.
+// In staging, the scene may be in test mode, in which every param passes.
 func ExampleAllow() {
 	captcha, err := alicaptcha.New(alicaptcha.Config{
 		Verifier: alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
@@ -212,11 +213,11 @@ func ExampleDefaultPolicy() {
 	// service_timeout false 503 captcha_unavailable true
 }
 
-// Every fault of a Config is reported at once.
+// New reports all faults of a Config at once.
 func ExampleNew_faults() {
 	_, err := alicaptcha.New(alicaptcha.Config{
 		Policy: alicaptcha.Policy{
-			alicaptcha.ServiceThrottled: alicaptcha.Allow(), // anybody can bring that about
+			alicaptcha.ServiceThrottled: alicaptcha.Allow(), // any client can cause it
 			alicaptcha.ServiceTimeout:   alicaptcha.Allow(), // without a bound
 		},
 		Timeout: 5, // nanoseconds: 5*time.Second was meant
@@ -230,8 +231,8 @@ func ExampleNew_faults() {
 	// alicaptcha: Config.Timeout is 5ns; it must be 0 or at least 100ms
 }
 
-// In an outage of the service ten logins a minute go on without a verdict. The
-// handler can tell them from the others.
+// During an outage of the service, ten logins per minute proceed without a verdict.
+// The handler can tell them from the others.
 func ExampleAllowAtMost() {
 	budget := rate.NewLimiter(rate.Every(6*time.Second), 10)
 	policy := alicaptcha.Policy{
@@ -259,8 +260,8 @@ func ExampleAllowAtMost() {
 	// Output: verified: false code: service_unavailable
 }
 
-// A field of one's own, and a header before it.
-// A handler that has no http.ResponseWriter, or an answer of its own, asks.
+// Ask is for a handler that has no http.ResponseWriter, or that writes the rejection
+// itself.
 func ExampleAsk() {
 	signup := newGate().Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		o, proceed := alicaptcha.Ask(r.Context())
@@ -275,6 +276,7 @@ func ExampleAsk() {
 	// 400
 }
 
+// This example reads a header of your own, and then a field of your own.
 func ExampleFromBody() {
 	extractors := []alicaptcha.Extractor{
 		alicaptcha.FromHeader("X-Captcha-Verify-Param"),
@@ -299,7 +301,7 @@ func ExampleFromHeader() {
 	// Output: a param <nil>
 }
 
-// The URL's query never counts: URLs end up in logs.
+// FromForm ignores the query of the URL, because URLs are logged.
 func ExampleFromForm() {
 	r := httptest.NewRequest("POST", "/login?captcha=in+the+URL", strings.NewReader("user=alice&captcha=a+param"))
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
@@ -314,7 +316,7 @@ func ExampleFromJSON() {
 	// Output: a param <nil>
 }
 
-// The default places, and one more.
+// This example adds a header to the default extractors.
 func ExampleDefaultExtractors() {
 	extractors := append(alicaptcha.DefaultExtractors(), alicaptcha.FromHeader("X-Captcha-Verify-Param"))
 	captcha, err := alicaptcha.New(alicaptcha.Config{
@@ -329,7 +331,7 @@ func ExampleDefaultExtractors() {
 	// Output: T001
 }
 
-// A handler behind the gate is tested without one.
+// A handler can be tested without the gate in front of it.
 func Example_unitTest() {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if outcome, ok := alicaptcha.FromContext(r.Context()); !ok || !outcome.Verified {
@@ -369,7 +371,7 @@ func ExamplePolicy() {
 	// Output: retry: true
 }
 
-// newRouter returns the routes that TestRoutesAreProtected is about.
+// newRouter returns the routes that TestRoutesAreProtected tests.
 func newRouter() http.Handler {
 	captcha := newGate()
 	r := chi.NewRouter()

@@ -16,7 +16,7 @@ import (
 	"github.com/alicaptcha/alicaptcha/otelalicaptcha"
 )
 
-// The providers are the global ones, which a program sets where it sets up its
+// This example uses the global providers, which a program sets when it sets up its
 // exporters.
 func Example() {
 	client := alicaptchatest.Passing() // an *alicaptcha.Client

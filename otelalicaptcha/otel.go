@@ -1,5 +1,6 @@
-// Package otelalicaptcha tells OpenTelemetry how the gates of package alicaptcha
-// fare: it counts outcomes, measures verifications, and makes a span of each.
+// Package otelalicaptcha exports OpenTelemetry metrics and traces for package
+// alicaptcha. It counts outcomes, measures the duration of verifications, and
+// creates a span for each verification.
 //
 //	telemetry, err := otelalicaptcha.New(otelalicaptcha.Config{Scenes: []string{"1a2b3c4d"}})
 //	…
@@ -11,7 +12,7 @@
 //		Observe:  telemetry.Observe,
 //	})
 //
-// The metrics, with the names that Prometheus has for them:
+// These are the metrics, with their names in Prometheus:
 //
 //	alicaptcha.outcomes               alicaptcha_outcomes_total
 //	alicaptcha.verification.duration  alicaptcha_verification_duration_seconds
@@ -20,9 +21,9 @@
 //
 // The last is there for each breaker that [Telemetry.Breaker] was told of.
 //
-// Whatever clients send and the service answers, the number of series stays
-// below a bound that the [Config] sets. No metric and no span holds a param, a
-// key, or the text of an error or a panic.
+// The number of series is bounded by the [Config], whatever clients send and the
+// service answers. No metric or span contains a param, a key, or the text of an
+// error or a panic.
 package otelalicaptcha
 
 import (
@@ -50,7 +51,7 @@ import (
 // scope names this package as the source of its metrics and spans.
 const scope = "github.com/alicaptcha/alicaptcha/otelalicaptcha"
 
-// The attributes that are not OpenTelemetry's own.
+// The attributes that OpenTelemetry does not define.
 const (
 	codeKey      = attribute.Key("alicaptcha.code")
 	sceneKey     = attribute.Key("alicaptcha.scene")
@@ -59,31 +60,33 @@ const (
 	referenceKey = attribute.Key("alicaptcha.reference")
 )
 
-// other is the scene, or the code, of what has no series of its own.
+// other is the value for scenes and codes that have no series of their own.
 const other = "other"
 
-// buckets are the boundaries of the duration, in seconds. A verdict takes some
-// 20 to 300 ms; a gate gives up after 5 s by default, which is the last one.
+// buckets are the boundaries for durations, in seconds. A verdict takes about 20 to
+// 300 ms. The last boundary is the default timeout of a gate, 5 s.
 var buckets = []float64{.005, .01, .025, .05, .075, .1, .15, .2, .3, .5, .75, 1, 1.5, 2.5, 4, 5}
 
 // Config configures [New]. The zero value is usable.
 type Config struct {
-	// MeterProvider makes the metrics. If nil, it is the global one.
+	// MeterProvider provides the meter for the metrics. Nil means the global
+	// MeterProvider.
 	MeterProvider metric.MeterProvider
 
-	// TracerProvider makes the spans. If nil, it is the global one.
+	// TracerProvider provides the tracer for the spans. Nil means the global
+	// TracerProvider.
 	TracerProvider trace.TracerProvider
 
-	// Scenes are the scenes that the metrics tell apart; every other one is
-	// "other". The list has to be closed, because a SceneIDFunc may pass on
-	// what a client sent.
+	// Scenes lists the scenes that have series of their own. Metrics for all
+	// other scenes have the scene "other". The list keeps the number of series
+	// bounded even if a SceneIDFunc returns what a client sent.
 	Scenes []string
 
 	_ [0]func() // fields by name only
 }
 
-// Telemetry has the instruments; several gates may share one. It is safe for
-// concurrent use. A nil or zero Telemetry records nothing.
+// Telemetry records metrics and spans. Several gates may share a Telemetry. It is
+// safe for concurrent use. A nil or zero Telemetry records nothing.
 type Telemetry struct {
 	tracer   trace.Tracer
 	outcomes metric.Int64Counter
@@ -98,15 +101,15 @@ type Telemetry struct {
 	_ [0]func()
 }
 
-// New returns a Telemetry, or an error that joins every fault of cfg and of its
-// providers. Changing cfg.Scenes afterwards changes nothing.
+// New returns a Telemetry. If cfg is invalid or a provider fails, it returns an
+// error that joins all faults. Later changes to cfg.Scenes have no effect.
 func New(cfg Config) (*Telemetry, error) {
 	var errs []error
 	t := &Telemetry{scenes: make(map[string]bool, len(cfg.Scenes))}
 	for i, scene := range cfg.Scenes {
 		if scene == "" || scene == other || scene != strings.TrimSpace(scene) || !utf8.ValidString(scene) {
-			errs = append(errs, fmt.Errorf("otelalicaptcha: Config.Scenes[%d] is empty, %q, not UTF-8, "+
-				"or has white space around it", i, other))
+			errs = append(errs, fmt.Errorf("otelalicaptcha: Config.Scenes[%d] must not be empty, %q or invalid UTF-8, "+
+				"and must not begin or end with white space", i, other))
 		}
 		t.scenes[scene] = true
 	}
@@ -140,17 +143,17 @@ func New(cfg Config) (*Telemetry, error) {
 	return t, nil
 }
 
-// zero reports a Telemetry that New did not make.
+// zero reports whether t was not made by New.
 func (t *Telemetry) zero() bool { return t == nil || t.tracer == nil }
 
-// Observe records o. It is meant for Config.Observe of package alicaptcha.
+// Observe records o. It is intended for Config.Observe of package alicaptcha.
 //
 // Every Outcome adds one to alicaptcha.outcomes, with these attributes:
 //
-//   - alicaptcha.code is Outcome.Code. One that package alicaptcha has no
-//     constant for is "T_other", "F_other" or "other".
-//   - alicaptcha.scene is one of Config.Scenes, or "other". Where no scene was
-//     asked for, as with AnyScene, there is none.
+//   - alicaptcha.code is Outcome.Code. A code for which package alicaptcha has no
+//     constant is recorded as "T_other", "F_other" or "other".
+//   - alicaptcha.scene is one of Config.Scenes, or "other". It is absent if no
+//     scene was required, as with AnyScene.
 //   - alicaptcha.decision is "passed" if the service passed the param, "opened" if
 //     the Policy let the request through unverified, which includes test mode (T005),
 //     "exempt" if the Mode was Exempt, "would_reject" if only ReportOnly let the
@@ -162,11 +165,11 @@ func (t *Telemetry) zero() bool { return t == nil || t.tracer == nil }
 // alicaptcha.code, alicaptcha.decision and, if the request was not allowed,
 // alicaptcha.reference, which is Outcome.Reference.
 //
-// Where the service was asked, Outcome.Duration is recorded in
-// alicaptcha.verification.duration: not for a request that ended before that,
-// nor for the immediate refusals of an open [alicaptcha.Breaker], which would
-// make an outage look fast. Its only attribute is error.type, the code, where
-// there is no verdict.
+// If the service was asked, Observe records Outcome.Duration in
+// alicaptcha.verification.duration. It does not do so for a request that ended
+// before that, nor for one that an open [alicaptcha.Breaker] refused, which would
+// make an outage look fast. If there is no verdict, the only attribute is
+// error.type, which is the code.
 func (t *Telemetry) Observe(ctx context.Context, o alicaptcha.Outcome) {
 	if t.zero() {
 		return
@@ -213,7 +216,7 @@ func decisionOf(o alicaptcha.Outcome) string {
 	return "rejected"
 }
 
-// seriesOf returns c, or its like in the closed set of codes that have series.
+// seriesOf returns the code under which c is counted.
 func seriesOf(c alicaptcha.Code) string {
 	switch passed, ok := c.Verdict(); {
 	case c.Known():
@@ -227,34 +230,36 @@ func seriesOf(c alicaptcha.Code) string {
 	}
 }
 
-// Verifier returns a Verifier that asks next, makes a span of that, and counts
-// it in alicaptcha.verifications.active as long as it lasts. Put it inside an
-// [alicaptcha.Breaker]: then every span is a call that was made. What next
-// returns, and a panic of it, go on unchanged.
+// Verifier returns a Verifier that calls next and records the call: it creates a
+// span for it, and counts it in alicaptcha.verifications.active until it returns.
+// It returns the result of next unchanged, and does not recover its panics. It
+// belongs inside an [alicaptcha.Breaker], so that there is a span only for calls
+// that were made.
 //
-// The span is of kind client and named "POST VerifyIntelligentCaptcha". It has
+// The span has the kind client and the name "POST VerifyIntelligentCaptcha". These
+// are its attributes:
 //
-//   - http.request.method, url.full, server.address and server.port, where next
-//     is an *alicaptcha.Client, or has an Endpoint method like it,
-//   - alicaptcha.scene, if one was asked for,
-//   - alicaptcha.code, the verdict's if it has the shape of one; or that of the
-//     error, by which one that is no *alicaptcha.Error is service_unavailable,
-//   - alicaptcha.request_id, which the service's support asks for,
-//   - http.response.status_code, where it is known.
+//   - http.request.method, url.full, server.address and server.port, if next is an
+//     *alicaptcha.Client or has the same Endpoint method
+//   - alicaptcha.scene, if a scene was required
+//   - alicaptcha.code, which is the code of the verdict, if it has the form of one,
+//     or the code of the error. An error that is not an *alicaptcha.Error has the
+//     code service_unavailable.
+//   - alicaptcha.request_id, which the support of the service asks for
+//   - http.response.status_code, if it is known
 //
-// A rejection is a verdict and no error. Whatever ends without a verdict is one,
-// also when it was the client who hung up, as OpenTelemetry has it for clients:
-// the status is Error, and error.type and the description are the code. In case
-// of a panic they are "panic". The gate's own word, in alicaptcha.outcomes, may
-// differ where it does not believe next.
+// A rejection is a verdict and therefore not an error. A call without a verdict is
+// an error, even if the client disconnected, as OpenTelemetry specifies for HTTP
+// clients. The span then has the status Error; its description and error.type are
+// the code, or "panic" if next panicked. The code in alicaptcha.outcomes may be
+// another one if the gate does not accept what next returned.
 //
-// That is what OpenTelemetry's conventions for HTTP clients ask for, with the
-// operation in the place of a URL template, which would be "/". The wrapper does
-// not inject the trace's headers: they are no business of the service's. An
-// instrumented Transport in alicaptcha.ClientConfig would send them, if the
-// program has set a propagator.
+// The span follows the OpenTelemetry conventions for HTTP clients, but its name has
+// the operation in place of the URL template, which would be "/". Verifier does not
+// send trace headers to the service. An instrumented Transport in
+// alicaptcha.ClientConfig sends them if the program has set a propagator.
 //
-// A nil next is returned as it is, for [alicaptcha.New] to report.
+// If next is nil, Verifier returns it, so that [alicaptcha.New] reports it.
 func (t *Telemetry) Verifier(next alicaptcha.Verifier) alicaptcha.Verifier {
 	if t.zero() || isNil(next) {
 		return next
@@ -266,7 +271,7 @@ func (t *Telemetry) Verifier(next alicaptcha.Verifier) alicaptcha.Verifier {
 	return v
 }
 
-// httpAttributes returns those of a call to endpoint, which is a URL.
+// httpAttributes returns the HTTP attributes of a call to the URL endpoint.
 func httpAttributes(endpoint string) []attribute.KeyValue {
 	u, err := url.Parse(endpoint)
 	if err != nil || u.User != nil {
@@ -299,8 +304,8 @@ func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptc
 	set(span, sceneKey, req.SceneID)
 	v.t.active.Add(ctx, 1)
 	failed := "panic" // until next returns
-	// End is not deferred itself: the SDK's would recover for a moment, and
-	// write the panic's text, which may hold the param, into the span.
+	// A deferred End would see the panic, and the SDK would write its text, which
+	// may contain the param, into the span.
 	defer func() {
 		v.t.active.Add(ctx, -1)
 		if failed != "" {
@@ -314,7 +319,7 @@ func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptc
 	if err == nil {
 		failed = ""
 		if v.http != nil {
-			span.SetAttributes(semconv.HTTPResponseStatusCode(http.StatusOK)) // a Client takes a verdict from no other
+			span.SetAttributes(semconv.HTTPResponseStatusCode(http.StatusOK)) // a Client accepts a verdict with no other status
 		}
 		if _, verdict := result.Code.Verdict(); verdict {
 			set(span, codeKey, string(result.Code))
@@ -336,8 +341,9 @@ func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptc
 	return result, err
 }
 
-// set sets an attribute to a text that may come from outside: as in the log, it
-// is cut short and made printable ASCII. An empty one is left out.
+// set sets an attribute to a text that may come from outside. As in the log, it cuts
+// the text and replaces all characters other than printable ASCII. It sets no
+// attribute if value is empty.
 func set(span trace.Span, key attribute.Key, value string) {
 	if value == "" || !span.IsRecording() {
 		return
@@ -350,8 +356,8 @@ func set(span trace.Span, key attribute.Key, value string) {
 	}, value[:min(len(value), 128)])))
 }
 
-// isNil also finds a nil pointer in the interface. Wrapped, it would get past
-// alicaptcha.New.
+// isNil reports whether v is nil or holds a nil value, which alicaptcha.New could
+// not detect in a wrapper.
 func isNil(v alicaptcha.Verifier) bool {
 	if v == nil {
 		return true

@@ -681,10 +681,10 @@ func TestNewReportsEveryFault(t *testing.T) {
 	scenes := []string{"login", "", "other", " a", "\xff"}
 	telemetry, err := otelalicaptcha.New(otelalicaptcha.Config{MeterProvider: broken{}, Scenes: scenes})
 	require.Nil(t, telemetry)
-	require.EqualError(t, err, `otelalicaptcha: Config.Scenes[1] is empty, "other", not UTF-8, or has white space around it
-otelalicaptcha: Config.Scenes[2] is empty, "other", not UTF-8, or has white space around it
-otelalicaptcha: Config.Scenes[3] is empty, "other", not UTF-8, or has white space around it
-otelalicaptcha: Config.Scenes[4] is empty, "other", not UTF-8, or has white space around it
+	require.EqualError(t, err, `otelalicaptcha: Config.Scenes[1] must not be empty, "other" or invalid UTF-8, and must not begin or end with white space
+otelalicaptcha: Config.Scenes[2] must not be empty, "other" or invalid UTF-8, and must not begin or end with white space
+otelalicaptcha: Config.Scenes[3] must not be empty, "other" or invalid UTF-8, and must not begin or end with white space
+otelalicaptcha: Config.Scenes[4] must not be empty, "other" or invalid UTF-8, and must not begin or end with white space
 otelalicaptcha: Config.MeterProvider: no counters
 nothing goes down`)
 }

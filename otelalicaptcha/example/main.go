@@ -1,9 +1,21 @@
-// Command example is a login behind a gate whose metrics Prometheus can scrape:
+// Command example serves a login behind a gate whose metrics Prometheus can scrape.
 //
-//	go run ./example
+// Usage:
 //
-// It runs on a simulator of the service, and prints its addresses and the curl
-// commands that make an outcome and show the metrics.
+//	go run ./example [flags]
+//
+// The flags are:
+//
+//	-addr address
+//		The address at which the site listens (default 127.0.0.1:8080).
+//	-metrics address
+//		The address of /metrics (default 127.0.0.1:9464).
+//	-simulator address
+//		The address at which the simulator of the service listens (default
+//		127.0.0.1:8081).
+//
+// The site runs on a simulator of the service. The program prints its addresses and
+// the curl commands that produce an outcome and show the metrics.
 package main
 
 import (
@@ -33,9 +45,9 @@ import (
 )
 
 func main() {
-	addr := flag.String("addr", "127.0.0.1:8080", "the site's `address`")
+	addr := flag.String("addr", "127.0.0.1:8080", "the `address` at which the site listens")
 	metricsAddr := flag.String("metrics", "127.0.0.1:9464", "the `address` of /metrics")
-	simulatorAddr := flag.String("simulator", "127.0.0.1:8081", "the simulator's `address`")
+	simulatorAddr := flag.String("simulator", "127.0.0.1:8081", "the `address` at which the simulator listens")
 	flag.Parse()
 	if flag.NArg() > 0 {
 		flag.Usage()
@@ -52,21 +64,21 @@ func main() {
 func run(ctx context.Context, addr, metricsAddr, simulatorAddr string, stdout, stderr io.Writer) (err error) {
 	site, err := net.Listen("tcp", addr)
 	if err != nil {
-		return err
+		return fmt.Errorf("-addr: %w", err)
 	}
 	defer site.Close()
 	scrapes, err := net.Listen("tcp", metricsAddr)
 	if err != nil {
-		return err
+		return fmt.Errorf("-metrics: %w", err)
 	}
 	defer scrapes.Close()
 	service, err := net.Listen("tcp", simulatorAddr)
 	if err != nil {
-		return err
+		return fmt.Errorf("-simulator: %w", err)
 	}
 	defer service.Close()
 
-	// What Prometheus scrapes is a registry, which the SDK's exporter fills.
+	// Prometheus scrapes a registry, which the exporter of the SDK fills.
 	registry := prometheus.NewRegistry()
 	reader, err := exporter.New(exporter.WithRegisterer(registry))
 	if err != nil {
@@ -99,11 +111,11 @@ Ctrl-C stops it.
 	if err != nil {
 		return err
 	}
-	// What the site still answers needs the simulator, so that ends last.
+	// The requests that the site still serves need the simulator, so it stops last.
 	return serve(ctx, []net.Listener{site, scrapes, service}, []http.Handler{routes, metrics, simulator})
 }
 
-// newLogin returns a login behind a gate that tells meters of itself.
+// newLogin returns a login behind a gate that records its metrics in meters.
 func newLogin(endpoint string, meters *sdk.MeterProvider, logger *slog.Logger) (http.Handler, error) {
 	client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
 		Endpoint: endpoint, AccessKeyID: "test-id", AccessKeySecret: "test-secret",
@@ -122,7 +134,7 @@ func newLogin(endpoint string, meters *sdk.MeterProvider, logger *slog.Logger) (
 	if err := telemetry.Breaker("login", verifier.State); err != nil {
 		return nil, err
 	}
-	// In an outage ten logins a minute go on without a verdict.
+	// During an outage, ten logins per minute proceed without a verdict.
 	budget := rate.NewLimiter(rate.Every(6*time.Second), 10)
 	captcha, err := alicaptcha.New(alicaptcha.Config{
 		Verifier: verifier,
@@ -145,8 +157,8 @@ func newLogin(endpoint string, meters *sdk.MeterProvider, logger *slog.Logger) (
 // url returns the URL of l.
 func url(l net.Listener) string { return "http://" + l.Addr().String() }
 
-// serve runs a server of each handler until ctx is done or one of them fails,
-// and then stops them in their order.
+// serve runs a server for each handler until ctx is done or one of them fails, and
+// then stops them in order.
 func serve(ctx context.Context, listeners []net.Listener, handlers []http.Handler) error {
 	failed := make(chan error, len(listeners))
 	var servers []*http.Server
