@@ -1,4 +1,4 @@
-// Package recipes holds, in a folder for each, alicaptcha in routers and
-// frameworks. The code is there to be copied, and README.md explains it; what
-// it claims is tested over real servers.
+// Package recipes shows how to use alicaptcha with routers and frameworks, each in a
+// folder of its own. The code is meant to be copied. README.md explains it, and
+// tests with real servers verify what it says.
 package recipes

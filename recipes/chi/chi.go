@@ -10,8 +10,8 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// NewRouter returns a router on which POST /login is behind the gate, and POST
-// /signup asks for the verdict itself, as in net/http.
+// NewRouter returns a router in which POST /login is behind the gate. The handler of
+// POST /signup asks for the verdict itself, as with net/http.
 func NewRouter(captcha *alicaptcha.Middleware, home, login, signup http.HandlerFunc) http.Handler {
 	r := chi.NewRouter()
 	r.Use(middleware.Recoverer)

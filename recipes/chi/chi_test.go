@@ -62,7 +62,7 @@ func TestUnmatched(t *testing.T) {
 	require.Equal(t, http.StatusMethodNotAllowed, gatetest.Send(t, r, "GET", "/group/login", "", "").Status)
 }
 
-// Compress outside packs the gate's HTML page, too, and the browser can read it.
+// Compress outside the gate also compresses the HTML page of the gate.
 func TestCompress(t *testing.T) {
 	r := router.NewRouter()
 	r.Use(middleware.Compress(5))
@@ -87,8 +87,8 @@ func TestCompress(t *testing.T) {
 	gatetest.RequireRejected(t, gatetest.Do(t, req), 400, "captcha_missing")
 }
 
-// chi's Timeout sets a deadline for the request, so that the outcome is
-// Overloaded. Its own 504 comes too late.
+// chi's Timeout sets a deadline for the request, so that the outcome is Overloaded. It
+// writes its own 504 too late.
 func TestTimeout(t *testing.T) {
 	service := gatetest.Start(t)
 	require.NoError(t, service.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))

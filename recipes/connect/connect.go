@@ -17,8 +17,8 @@ import (
 )
 
 // NewGate returns a gate for RPCs, whose rejections are errors of the client's
-// protocol. The param comes in the metadata only: the body may be protobuf, and
-// in gRPC it never is plain JSON.
+// protocol. It takes the param from the metadata only: the body may be protobuf, and
+// in gRPC it is never plain JSON.
 func NewGate(
 	verifier alicaptcha.Verifier, sceneID string, opts ...connect.HandlerOption,
 ) (*alicaptcha.Middleware, error) {
@@ -30,13 +30,13 @@ func NewGate(
 	})
 }
 
-// Gate returns service with some of its procedures behind captcha, each written
-// as the generated constant, such as "/acme.v1.UserService/Login".
+// Gate returns service with the given procedures behind captcha. A procedure is
+// written as in the generated constant, such as "/acme.v1.UserService/Login".
 func Gate(captcha *alicaptcha.Middleware, service http.Handler, procedures ...string) http.Handler {
 	gated := captcha.Handler(service)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// The generated handler goes by this path too, so that no other
-		// spelling of it leads past the gate.
+		// The generated handler compares the same path, so the gate cannot be
+		// bypassed with a different spelling.
 		if slices.Contains(procedures, r.URL.Path) {
 			gated.ServeHTTP(w, r)
 			return
@@ -45,8 +45,8 @@ func Gate(captcha *alicaptcha.Middleware, service http.Handler, procedures ...st
 	})
 }
 
-// OnReject returns a Config.OnReject that writes errors of the client's
-// protocol: Connect, gRPC or gRPC-Web. The options are the handlers'.
+// OnReject returns a Config.OnReject that writes errors of the client's protocol:
+// Connect, gRPC or gRPC-Web. The options are the same as for the handlers.
 func OnReject(opts ...connect.HandlerOption) func(http.ResponseWriter, *http.Request, alicaptcha.Outcome) {
 	rpc := connect.NewErrorWriter(opts...)
 	return func(w http.ResponseWriter, r *http.Request, o alicaptcha.Outcome) {
@@ -55,12 +55,12 @@ func OnReject(opts ...connect.HandlerOption) func(http.ResponseWriter, *http.Req
 			return
 		}
 		w.Header().Set("Cache-Control", "no-store")
-		_ = rpc.Write(w, r, NewError(o)) // an error is the client's going away
+		_ = rpc.Write(w, r, NewError(o)) // it fails only if the client has disconnected
 	}
 }
 
-// NewError returns the error for a rejection. Its details are an ErrorInfo with
-// the reason, and retry in its metadata, and where the client should wait a
+// NewError returns the error for a rejection. Its details are an ErrorInfo with the
+// reason, and with retry in its metadata. If the client should wait, there is also a
 // RetryInfo.
 func NewError(o alicaptcha.Outcome) *connect.Error {
 	code := connect.CodePermissionDenied
@@ -89,8 +89,8 @@ func NewError(o alicaptcha.Outcome) *connect.Error {
 	return rejection
 }
 
-// Signup is an RPC that spends no param on a request that is not complete. Its
-// service stands behind captcha.Deferred.
+// Signup is an RPC that does not spend a param on an incomplete request. Its service
+// must be behind captcha.Deferred.
 func Signup(ctx context.Context, username string, create func(username string)) error {
 	if username == "" {
 		return connect.NewError(connect.CodeInvalidArgument, errors.New("a username is required"))

@@ -28,7 +28,7 @@ const (
 
 type text = wrapperspb.StringValue
 
-// users is a service, put together as generated code does it.
+// users is a service, built in the same way as by generated code.
 type users struct {
 	logins   []string
 	outcomes []alicaptcha.Outcome
@@ -99,7 +99,7 @@ var protocols = []struct {
 	{"gRPC-Web", []connect.ClientOption{connect.WithGRPCWeb()}},
 }
 
-// requireError checks the code of err, and what its details say.
+// requireError checks the code and the details of err.
 func requireError(t *testing.T, err error, code connect.Code, reason, retry string, retryAfter time.Duration) {
 	t.Helper()
 	require.Equal(t, code, connect.CodeOf(err), "%v", err)
@@ -183,7 +183,7 @@ func TestSignupWithoutDeferred(t *testing.T) {
 	requireError(t, err, connect.CodeUnavailable, "captcha_unavailable", "false", 0)
 }
 
-// Who speaks none of the protocols is sent what other routes send.
+// A client that uses none of the protocols gets the same rejection as elsewhere.
 func TestOtherClients(t *testing.T) {
 	service := gatetest.Start(t)
 	captcha, err := recipe.NewGate(service, "login")
@@ -197,7 +197,7 @@ func TestOtherClients(t *testing.T) {
 	require.Equal(t, "no-store", a.Header.Get("Cache-Control"))
 	alicaptchatest.AssertProtected(t, h, "POST "+login)
 
-	// Also at the root, where a mux does not look at the path.
+	// The same holds at the root, where a mux does not compare the path.
 	for _, path := range []string{
 		"/acme.v1.UserService%2FLogin", "/acme.v1.UserService/%4Cogin", "//acme.v1.UserService/Login", login + "/",
 	} {
@@ -205,7 +205,7 @@ func TestOtherClients(t *testing.T) {
 		require.Empty(t, u.logins, path)
 	}
 
-	// A gate on a pattern of the mux is passed by where the service has another.
+	// A gate on a pattern of the mux can be bypassed if the service uses another path.
 	mux := http.NewServeMux()
 	mux.Handle(login, captcha.Handler(u.handler()))
 	mux.Handle("/", u.handler())
@@ -213,7 +213,7 @@ func TestOtherClients(t *testing.T) {
 	require.Equal(t, []string{"alice"}, u.logins)
 }
 
-// With the default extractors a gRPC body with JSON in it is taken for JSON.
+// With the default extractors, a gRPC body that contains JSON is read as JSON.
 func TestHeaderOnly(t *testing.T) {
 	service := gatetest.Start(t)
 	cfg := service.Config()
@@ -227,7 +227,7 @@ func TestHeaderOnly(t *testing.T) {
 	requireError(t, err, connect.CodeInvalidArgument, "captcha_invalid", "true", 0)
 }
 
-// WithRecover sees the handler's panic.
+// WithRecover recovers a panic of the handler.
 func TestPanic(t *testing.T) {
 	service := gatetest.Start(t)
 	captcha, err := recipe.NewGate(service, "login")
@@ -246,7 +246,7 @@ func TestPanic(t *testing.T) {
 	require.Equal(t, "boom", <-recovered)
 }
 
-// A client that cancels its RPC ends as ClientCanceled.
+// If a client cancels its RPC, the outcome is ClientCanceled.
 func TestClientHangsUp(t *testing.T) {
 	for _, protocol := range protocols {
 		service := gatetest.Start(t)

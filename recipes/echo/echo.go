@@ -10,8 +10,8 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// NewRouter returns an Echo on which POST /login is behind the gate, and POST
-// /signup asks for the verdict itself. Handlers find the outcome in
+// NewRouter returns an Echo in which POST /login is behind the gate. The handler of
+// POST /signup asks for the verdict itself. Handlers find the Outcome in
 // c.Request().Context().
 func NewRouter(captcha *alicaptcha.Middleware, home, login, signup echo.HandlerFunc) *echo.Echo {
 	e := echo.New()
@@ -22,7 +22,7 @@ func NewRouter(captcha *alicaptcha.Middleware, home, login, signup echo.HandlerF
 	return e
 }
 
-// Signup returns a handler that spends no param on a form that is not complete.
+// Signup returns a handler that does not spend a param on an incomplete form.
 func Signup(create func(username string)) echo.HandlerFunc {
 	return func(c *echo.Context) error {
 		var form struct {

@@ -51,8 +51,8 @@ func sendChunked(t *testing.T, h http.Handler, body string) gatetest.Answer {
 	return gatetest.Do(t, r)
 }
 
-// Outside, BodyLimit keeps what is too large from the gate, so that no param is
-// spent on it. Where the length is not announced, the gate finds out first.
+// BodyLimit outside the gate rejects a body that is too large before a param is spent.
+// If the length is not announced, the gate detects it first.
 func TestBodyLimitOutside(t *testing.T) {
 	service := gatetest.Start(t)
 	e := echo.New()
@@ -72,7 +72,7 @@ func TestBodyLimitOutside(t *testing.T) {
 	require.Equal(t, 1, service.Count())
 }
 
-// Inside, it says no only when the param is spent.
+// BodyLimit inside the gate rejects the body only after the param is spent.
 func TestBodyLimitInside(t *testing.T) {
 	service := gatetest.Start(t)
 	e := echo.New()
@@ -82,8 +82,8 @@ func TestBodyLimitInside(t *testing.T) {
 	require.Equal(t, 1, service.Count())
 }
 
-// Decompress leaves the header Content-Encoding in the request, and the gate
-// reads no body that says it is compressed.
+// Decompress leaves the Content-Encoding header in the request, and the gate does not
+// read a body that is declared as compressed.
 func TestDecompress(t *testing.T) {
 	service := gatetest.Start(t)
 	forget := func(next echo.HandlerFunc) echo.HandlerFunc {
@@ -114,7 +114,7 @@ func TestDecompress(t *testing.T) {
 	require.Equal(t, http.StatusOK, send("/forgotten").Status)
 }
 
-// A rate limiter outside spends no param on what is over the limit.
+// A rate limiter outside the gate rejects a request before its param is spent.
 func TestRateLimiterOutside(t *testing.T) {
 	service := gatetest.Start(t)
 	e := echo.New()
@@ -128,8 +128,7 @@ func TestRateLimiterOutside(t *testing.T) {
 	require.Equal(t, 1, service.Count())
 }
 
-// A gate on all of Echo or on a Group stands before their 404 too; one on the
-// route does not.
+// A gate on an Echo or a Group is also in front of its 404; a gate on a route is not.
 func TestUnmatched(t *testing.T) {
 	service := gatetest.Start(t)
 	gate := echo.WrapMiddleware(service.Gate(t).Handler)
@@ -151,7 +150,7 @@ func TestUnmatched(t *testing.T) {
 	alicaptchatest.AssertProtected(t, e, "POST /group/login")
 }
 
-// The handler's error reaches Echo's error handler, and the outer middleware
+// An error of the handler reaches the error handler of Echo, and an outer middleware
 // sees the status of a rejection.
 func TestErrorsAndStatus(t *testing.T) {
 	service := gatetest.Start(t)

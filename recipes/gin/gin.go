@@ -9,8 +9,8 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// NewRouter returns an Engine on which POST /login is behind the gate, and POST
-// /signup asks for the verdict itself. Handlers find the outcome in
+// NewRouter returns an Engine in which POST /login is behind the gate. The handler
+// of POST /signup asks for the verdict itself. Handlers find the Outcome in
 // c.Request.Context().
 func NewRouter(captcha *alicaptcha.Middleware, home, login, signup gin.HandlerFunc) *gin.Engine {
 	r := gin.New()
@@ -21,13 +21,13 @@ func NewRouter(captcha *alicaptcha.Middleware, home, login, signup gin.HandlerFu
 	return r
 }
 
-// Gate returns the handler for gin that wrap, which is Handler or Deferred of a
-// Middleware, makes of the handlers after it.
+// Gate adapts wrap, which is the method Handler or Deferred of a Middleware, to gin.
+// It wraps the handlers that follow.
 func Gate(wrap func(http.Handler) http.Handler) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		passed := false
-		// Deferred, because after a panic that somebody recovers from without
-		// an Abort, gin would go on with the handler behind the gate.
+		// The Abort is deferred because of panics: if another handler recovers
+		// without an Abort, gin continues with the handler behind the gate.
 		defer func() {
 			if !passed {
 				c.Abort()
@@ -41,7 +41,7 @@ func Gate(wrap func(http.Handler) http.Handler) gin.HandlerFunc {
 	}
 }
 
-// Signup returns a handler that spends no param on a form that is not complete.
+// Signup returns a handler that does not spend a param on an incomplete form.
 func Signup(create func(username string)) gin.HandlerFunc {
 	return func(c *gin.Context) {
 		var form struct {

@@ -37,8 +37,7 @@ func ok(c *gin.Context) { c.String(http.StatusOK, "ok") }
 
 const typeJSON = "application/json"
 
-// A gate on the whole Engine stands before its 404 too, one on a group does
-// not.
+// A gate on the Engine is also in front of its 404; a gate on a group is not.
 func TestUnmatched(t *testing.T) {
 	service := gatetest.Start(t)
 	captcha := service.Gate(t)
@@ -57,8 +56,8 @@ func TestUnmatched(t *testing.T) {
 	alicaptchatest.AssertProtected(t, r, "POST /group/login")
 }
 
-// ShouldBindBodyWith keeps the body for gin's own binding, and nothing for a
-// gate that comes later.
+// ShouldBindBodyWith keeps the body for further bindings, but not for a gate that
+// follows.
 func TestBinding(t *testing.T) {
 	service := gatetest.Start(t)
 	captcha := service.Gate(t)
@@ -79,7 +78,7 @@ func TestBinding(t *testing.T) {
 	require.Equal(t, http.StatusOK, gatetest.Send(t, r, "POST", "/behind", typeJSON, body).Status)
 }
 
-// The gin.Context is no substitute for the request's, unless the Engine has
+// The gin.Context cannot replace the context of the request, unless the Engine has
 // ContextWithFallback.
 func TestContext(t *testing.T) {
 	service := gatetest.Start(t)
@@ -98,7 +97,7 @@ func TestContext(t *testing.T) {
 	}
 }
 
-// A middleware that recovers and does not Abort would lead gin past a gate that
+// If a middleware recovers without an Abort, gin must not continue behind a gate that
 // has panicked.
 func TestGatePanics(t *testing.T) {
 	service := gatetest.Start(t)
@@ -123,8 +122,8 @@ func TestGatePanics(t *testing.T) {
 	require.Zero(t, login.Calls())
 }
 
-// A rejection by Require ends the chain, and the middleware outside sees the
-// status of each rejection.
+// A rejection by Require ends the chain, and an outer middleware sees the status of
+// each rejection.
 func TestChainAndStatus(t *testing.T) {
 	service := gatetest.Start(t)
 	captcha := service.Gate(t)
@@ -150,8 +149,8 @@ func TestChainAndStatus(t *testing.T) {
 	require.Equal(t, []int{400, 400, 201}, statuses)
 }
 
-// gin.Recovery logs all headers but Authorization when a connection breaks. A
-// param in the body stays out of it.
+// When a connection breaks, gin.Recovery logs all headers except Authorization. It
+// does not log a param in the body.
 func TestRecoveryLogsHeaders(t *testing.T) {
 	service := gatetest.Start(t)
 	var logged bytes.Buffer
@@ -174,8 +173,7 @@ func TestRecoveryLogsHeaders(t *testing.T) {
 	require.Contains(t, logged.String(), param)
 }
 
-// A gate that stands after the handler protects nothing, and AssertProtected says
-// so.
+// A gate after the handler protects nothing, and AssertProtected reports that.
 func TestGateAfterTheHandler(t *testing.T) {
 	captcha := gatetest.Start(t).Gate(t)
 	r := gin.New()
@@ -185,7 +183,7 @@ func TestGateAfterTheHandler(t *testing.T) {
 	require.Contains(t, found.text, "the handler runs before the gate")
 }
 
-// A report is an alicaptchatest.TestingT.
+// A report is an alicaptchatest.TestingT that records failures.
 type report struct{ text string }
 
 func (*report) Helper()                             {}

@@ -9,9 +9,9 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// NewRouter returns a router on which POST /login is behind the gate, and POST
-// /signup asks for the verdict itself, as in net/http. Use gates each route of
-// its subrouter.
+// NewRouter returns a router in which POST /login is behind the gate. The handler of
+// POST /signup asks for the verdict itself, as with net/http. Use applies to each
+// route of its subrouter.
 func NewRouter(captcha *alicaptcha.Middleware, home, login, signup http.HandlerFunc) http.Handler {
 	r := mux.NewRouter()
 	r.HandleFunc("/", home).Methods("GET")

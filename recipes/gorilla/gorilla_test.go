@@ -26,7 +26,7 @@ func TestRouter(t *testing.T) {
 
 func ok(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "ok") }
 
-// Use gates every route of a router and its subrouters, but neither 404 nor 405.
+// Use applies to every route of a router and its subrouters, but not to 404 and 405.
 func TestUnmatched(t *testing.T) {
 	service := gatetest.Start(t)
 	r := mux.NewRouter()
@@ -40,8 +40,8 @@ func TestUnmatched(t *testing.T) {
 	alicaptchatest.AssertProtected(t, r, "POST /login", "POST /sub/login")
 }
 
-// Use comes too late for a route that the router has answered itself: a
-// NotFoundHandler that serves something is not gated.
+// Use does not apply to the NotFoundHandler, so a NotFoundHandler that serves content
+// is not behind the gate.
 func TestNotFoundHandler(t *testing.T) {
 	service := gatetest.Start(t)
 	r := mux.NewRouter()

@@ -20,7 +20,9 @@ import (
 	"github.com/alicaptcha/alicaptcha/recipes/internal/gatetest"
 )
 
-// A subrouter of one route is another way to gate it.
+func handleLogin(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "welcome") }
+
+// A subrouter with a single route is another way to put a route behind the gate.
 func Example() {
 	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "1a2b3c4d"})
 	if err != nil {
@@ -30,7 +32,7 @@ func Example() {
 	r := mux.NewRouter()
 	login := r.Path("/login").Methods("POST").Subrouter()
 	login.Use(captcha.Handler)
-	login.HandleFunc("", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "welcome") })
+	login.HandleFunc("", handleLogin)
 
 	w := httptest.NewRecorder()
 	r.ServeHTTP(w, httptest.NewRequest("POST", "/login", strings.NewReader("{}")))
@@ -38,8 +40,8 @@ func Example() {
 	// Output: 400
 }
 
-// Subrouters have gates for scenes of their own. The handlers read their fields
-// after the gate has read the body, be it JSON or a form of either kind.
+// Each subrouter has a gate for its own scene. The handlers can read their fields after
+// the gate has read the body, whether it is JSON, a form or a multipart form.
 func TestSubrouters(t *testing.T) {
 	service := gatetest.Start(t)
 	handler := func(w http.ResponseWriter, r *http.Request) {

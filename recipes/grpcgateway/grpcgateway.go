@@ -11,15 +11,15 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// NewMux returns a mux on which what will be registered for /login, by
-// HandlePath or by generated code, is behind the gate.
+// NewMux returns a mux in which all bindings for /login are behind the gate, whether
+// HandlePath or generated code registers them.
 func NewMux(captcha *alicaptcha.Middleware) *runtime.ServeMux {
 	return runtime.NewServeMux(runtime.WithMiddlewares(Gate(captcha, "/login")))
 }
 
-// Gate returns a Middleware for the bindings that have one of the patterns,
-// under each method. It stands behind the mux's own routing, so that no
-// spelling of the path leads past it.
+// Gate returns a Middleware for the bindings that have one of the patterns, with any
+// method. It runs after the routing of the mux, so it cannot be bypassed with a
+// different spelling of the path.
 func Gate(captcha *alicaptcha.Middleware, patterns ...string) runtime.Middleware {
 	return func(next runtime.HandlerFunc) runtime.HandlerFunc {
 		return func(w http.ResponseWriter, r *http.Request, params map[string]string) {
@@ -34,8 +34,8 @@ func Gate(captcha *alicaptcha.Middleware, patterns ...string) runtime.Middleware
 	}
 }
 
-// ForwardHeaders is a runtime.HeaderMatcherFunc that forwards X-Request-Id
-// besides the default ones, and so not the param.
+// ForwardHeaders is a runtime.HeaderMatcherFunc that forwards X-Request-Id in
+// addition to the default headers. It does not forward the param.
 func ForwardHeaders(name string) (string, bool) {
 	if name == "X-Request-Id" {
 		return name, true

@@ -65,7 +65,7 @@ func (a *auth) AuthStatus(context.Context, *etcdserverpb.AuthStatusRequest) (*et
 	return &etcdserverpb.AuthStatusResponse{Enabled: true}, nil
 }
 
-// log returns all that reached the backend, as its log might have it.
+// log returns everything that reached the backend, as a log might show it.
 func (a *auth) log(t *testing.T) string {
 	t.Helper()
 	text, err := protojson.Marshal(a.received)
@@ -78,7 +78,7 @@ func (a *auth) log(t *testing.T) string {
 	return all.String()
 }
 
-// start serves a over gRPC, and returns the gateway before it.
+// start serves a over gRPC, and returns a gateway in front of it.
 func start(t *testing.T, a *auth, captcha *alicaptcha.Middleware, opts ...runtime.ServeMuxOption) *runtime.ServeMux {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -115,8 +115,8 @@ func sendHeader(t *testing.T, h http.Handler, param string) gatetest.Answer {
 	return gatetest.Do(t, r)
 }
 
-// By default the gateway discards members of the body that the message does not
-// have, and forwards no headers of one's own: the backend never sees the param.
+// By default the gateway discards members of the body that the message does not have,
+// and forwards no custom headers, so the backend never sees the param.
 func TestGeneratedService(t *testing.T) {
 	service := gatetest.Start(t)
 	var a auth
@@ -143,8 +143,8 @@ func TestGeneratedService(t *testing.T) {
 	require.Equal(t, 2, a.calls)
 }
 
-// A marshaler without DiscardUnknown refuses the param in the body, and by then
-// it is spent. In the header it is no trouble.
+// A marshaler without DiscardUnknown refuses a param in the body, after the param is
+// spent. A param in the header works.
 func TestStrictMarshaler(t *testing.T) {
 	service := gatetest.Start(t)
 	var a auth
@@ -166,8 +166,8 @@ func TestStrictMarshaler(t *testing.T) {
 	require.Equal(t, http.StatusOK, answer.Status)
 }
 
-// A matcher that forwards every header tells the backend the param. One that
-// goes on to the default does not.
+// A matcher that forwards every header sends the param to the backend. A matcher that
+// ends with the default one does not.
 func TestHeaderMatcher(t *testing.T) {
 	service := gatetest.Start(t)
 	var a auth
@@ -190,8 +190,9 @@ func TestHeaderMatcher(t *testing.T) {
 	require.NotContains(t, a.log(t), param)
 }
 
-// The gateway unescapes the path as a whole and net/http's mux each of its
-// segments: a gate on a mux before the gateway would be passed by.
+// The gateway unescapes the path as a whole, but the mux of net/http unescapes each
+// segment. So a gate on a mux in front of the gateway can be bypassed with a
+// differently encoded path.
 func TestNoWayRound(t *testing.T) {
 	service := gatetest.Start(t)
 	var a auth
@@ -216,8 +217,8 @@ func TestNoWayRound(t *testing.T) {
 	require.Equal(t, 1, a.calls, "this is why the gate stands behind the gateway's routing")
 }
 
-// A service in the same process finds the outcome in its context; a remote one
-// cannot.
+// A service in the same process finds the Outcome in its context; a remote service
+// does not.
 func TestOutcome(t *testing.T) {
 	service := gatetest.Start(t)
 	var remote, local auth
@@ -230,7 +231,7 @@ func TestOutcome(t *testing.T) {
 	require.True(t, local.outcome.Verified)
 }
 
-// The gateway has its own way to write a variable, which Gate must have too.
+// The gateway writes the variable of a pattern as {tenant=*}, and Gate needs that form.
 func TestPatternWithVariable(t *testing.T) {
 	captcha := gatetest.Start(t).Gate(t)
 	mux := runtime.NewServeMux(runtime.WithMiddlewares(grpcgateway.Gate(captcha, "/v1/{tenant=*}/login")))

@@ -8,7 +8,7 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// NewMux returns a mux on which POST /login is behind the gate, and POST
+// NewMux returns a mux in which POST /login is behind the gate. The handler of POST
 // /signup asks for the verdict itself.
 func NewMux(captcha *alicaptcha.Middleware, home, login, signup http.HandlerFunc) http.Handler {
 	mux := http.NewServeMux()
@@ -18,7 +18,7 @@ func NewMux(captcha *alicaptcha.Middleware, home, login, signup http.HandlerFunc
 	return mux
 }
 
-// Signup returns a handler that spends no param on a form that is not complete.
+// Signup returns a handler that does not spend a param on an incomplete form.
 func Signup(create func(username string)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		var form struct{ Username string }

@@ -29,8 +29,8 @@ func ok(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, "ok")
 }
 
-// http.TimeoutHandler answers at its deadline. The outcome is Overloaded, which
-// no Policy can open, and not ServiceTimeout.
+// http.TimeoutHandler answers at its deadline. The outcome is Overloaded, which no
+// Policy can let through, and not ServiceTimeout.
 func TestTimeoutHandlerOutside(t *testing.T) {
 	service := gatetest.Start(t)
 	require.NoError(t, service.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))
@@ -44,7 +44,7 @@ func TestTimeoutHandlerOutside(t *testing.T) {
 	require.Zero(t, login.Calls())
 }
 
-// Inside the gate, the time for the verification does not count.
+// Inside the gate, the time of the verification does not count.
 func TestTimeoutHandlerInside(t *testing.T) {
 	service := gatetest.Start(t)
 	require.NoError(t, service.SetFaults(alicaptchatest.Faults{Latency: 200 * time.Millisecond}))
@@ -56,7 +56,7 @@ func TestTimeoutHandlerInside(t *testing.T) {
 	require.Equal(t, alicaptcha.T001, (<-service.Outcomes).Code)
 }
 
-// A limit outside counts for the gate's own reading too.
+// A limit outside the gate also applies to what the gate reads.
 func TestMaxBytesHandlerOutside(t *testing.T) {
 	service := gatetest.Start(t)
 	var login gatetest.Login
@@ -68,7 +68,7 @@ func TestMaxBytesHandlerOutside(t *testing.T) {
 	gatetest.RequireRejected(t, a, 413, "captcha_invalid")
 	require.Zero(t, service.Count())
 
-	// With the param in front the gate passes, and the handler's reading fails.
+	// If the param comes first, the gate passes, and the handler fails to read the body.
 	a = gatetest.Send(t, h, "POST", "/login", "application/json", gatetest.JSON("alice", param))
 	require.Equal(t, http.StatusRequestEntityTooLarge, a.Status)
 	require.Equal(t, "unreadable\n", a.Body)

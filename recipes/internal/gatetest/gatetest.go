@@ -1,5 +1,5 @@
-// Package gatetest has what the tests of the recipes share: a gate on the
-// simulator of the service, and what has to hold on every router.
+// Package gatetest provides what the tests of the recipes share: a gate that uses the
+// simulator of the service, and the tests that every router must pass.
 package gatetest
 
 import (
@@ -26,16 +26,16 @@ import (
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
-// A Service is the simulator, and a Verifier that asks it over HTTP and can be
-// watched.
+// Service is the simulator, together with a Verifier that asks it over HTTP and
+// records its calls.
 type Service struct {
 	*alicaptchatest.Server
-	Asked    chan struct{}           // one for each call, when it begins
-	Outcomes chan alicaptcha.Outcome // of the gates of Config
+	Asked    chan struct{}           // receives a value when a call begins
+	Outcomes chan alicaptcha.Outcome // receives the outcomes of the gates of Config
 	client   *alicaptcha.Client
 }
 
-// Start starts the service for the length of a test.
+// Start starts the service. It stops when the test ends.
 func Start(t *testing.T) *Service {
 	server := alicaptchatest.Start(t, alicaptchatest.Config{})
 	return &Service{
@@ -57,13 +57,13 @@ func (s *Service) Config() alicaptcha.Config {
 	return alicaptcha.Config{
 		Verifier: s,
 		SceneID:  "login",
-		Timeout:  time.Second, // that is how long a call to a service that hangs goes on
+		Timeout:  time.Second, // bounds a call to a service that hangs
 		Observe:  func(_ context.Context, o alicaptcha.Outcome) { s.Outcomes <- o },
 		Logger:   slog.New(slog.DiscardHandler),
 	}
 }
 
-// Gate returns a gate of Config.
+// Gate returns a gate with the configuration s.Config().
 func (s *Service) Gate(t *testing.T) *alicaptcha.Middleware {
 	t.Helper()
 	captcha, err := alicaptcha.New(s.Config())
@@ -71,7 +71,7 @@ func (s *Service) Gate(t *testing.T) *alicaptcha.Middleware {
 	return captcha
 }
 
-// Param returns a param that passes once.
+// Param returns a param that passes the first time.
 func (s *Service) Param(t *testing.T) string {
 	t.Helper()
 	param, err := s.Issue(alicaptchatest.Issue{SceneID: "login"})
@@ -79,21 +79,22 @@ func (s *Service) Param(t *testing.T) string {
 	return param
 }
 
-// JSON returns a login as JSON, with the param unless it is empty.
+// JSON returns the body of a login as JSON. It contains the param unless that is
+// empty.
 func JSON(username, param string) string {
 	members := map[string]string{"username": username, "padding": strings.Repeat("x", 10_000)}
 	if param != "" {
 		members["captchaVerifyParam"] = param
 	}
-	body, _ := json.Marshal(members) // of texts
+	body, _ := json.Marshal(members) // strings cannot fail
 	return string(body)
 }
 
-// A Login is a handler behind the gate, which answers with the body that it got
-// and what it found in the context.
+// Login is a handler behind the gate. It answers with the body that it read and with
+// what it found in the context.
 type Login struct{ calls atomic.Int64 }
 
-// Seen is what the handler of a Login has seen.
+// Seen is the answer of a Login.
 type Seen struct {
 	Body     string
 	Verified bool
@@ -115,30 +116,30 @@ func (l *Login) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	json.NewEncoder(w).Encode(Seen{string(body), o.Verified, o.Code, found})
 }
 
-// Calls returns how often the handler was called.
+// Calls returns the number of times that the handler was called.
 func (l *Login) Calls() int { return int(l.calls.Load()) }
 
-// An App is a recipe's router.
+// App is the router of a recipe.
 type App struct {
-	// New returns it. POST /login must call login, GET / home, and POST
-	// /signup create with the username.
+	// New returns the router. POST /login must call login, GET / must call home,
+	// and POST /signup must call create with the username.
 	New func(captcha *alicaptcha.Middleware, home, login http.HandlerFunc, create func(string)) http.Handler
 
-	// Recovers says that it answers 500 when a handler panics.
+	// Recovers reports whether the router answers 500 when a handler panics.
 	Recovers bool
 
-	// Signup says that it has POST /signup, behind Deferred.
+	// Signup reports whether the router has POST /signup, behind Deferred.
 	Signup bool
 }
 
-// Answer is what a client got.
+// Answer is a response as the client received it.
 type Answer struct {
 	Status int
 	Header http.Header
 	Body   string
 }
 
-// Send sends a request to h over a server and returns the answer.
+// Send starts a server for h, sends a request to it and returns the answer.
 func Send(t *testing.T, h http.Handler, method, path, contentType, body string) Answer {
 	t.Helper()
 	server := httptest.NewServer(h)
@@ -176,7 +177,7 @@ func RequireRejected(t *testing.T, a Answer, status int, reason string) {
 
 const typeJSON = "application/json"
 
-// Run checks what has to hold on every router.
+// Run runs the tests that every router must pass.
 func Run(t *testing.T, app App) {
 	type fixture struct {
 		*Service
@@ -229,7 +230,7 @@ func Run(t *testing.T, app App) {
 	t.Run("rejects", func(t *testing.T) {
 		f := start(t)
 		RequireRejected(t, Send(t, f.app, "POST", "/login", typeJSON, JSON("alice", "")), 400, "captcha_missing")
-		require.Zero(t, f.Count(), "nobody has to ask the service")
+		require.Zero(t, f.Count(), "the service must not be asked")
 
 		body := JSON("alice", f.Param(t))
 		requirePassed(t, Send(t, f.app, "POST", "/login", typeJSON, body), body)
@@ -303,7 +304,7 @@ func Run(t *testing.T, app App) {
 			<-f.Asked
 			cancel()
 		}()
-		// A server of HTTP/1 notices it when the body has been read.
+		// An HTTP/1 server notices the disconnect once it has read the body.
 		body := `{"username":"alice","captchaVerifyParam":"` + f.Param(t) + `"}`
 		r, err := http.NewRequestWithContext(ctx, "POST", server.URL+"/login", strings.NewReader(body))
 		require.NoError(t, err)
