@@ -17,8 +17,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// adaptiveLogin is the adaptive login without a limit on requests, behind a
-// captcha that each param passes.
+// adaptiveLogin is the adaptive login without a limit on requests. Its captcha accepts
+// every param.
 type adaptiveLogin struct {
 	*adaptive
 	http.Handler
@@ -44,8 +44,8 @@ func (l adaptiveLogin) try(address, username, password, param string) int {
 	return w.Code
 }
 
-// free returns how many of n wrong guesses met no captcha. The format of the
-// address and that of the username get the number of the guess.
+// free makes n wrong guesses and returns how many needed no captcha. The number of the
+// guess is inserted into the address and the username, if they have a verb.
 func (l adaptiveLogin) free(n int, address, username string) (free int) {
 	fill := func(format string, i int) string {
 		if strings.Contains(format, "%") {
@@ -61,8 +61,8 @@ func (l adaptiveLogin) free(n int, address, username string) (free int) {
 	return free
 }
 
-// One guess for each account is no way round the captcha, on the site as it is
-// served.
+// The captcha cannot be avoided by one guess for each account. This tests the site as
+// it is served.
 func TestAdaptiveCountsByAddress(t *testing.T) {
 	p := start(t, nil)
 	for i := range postsAMinute {
@@ -99,7 +99,7 @@ func TestAdaptiveCounts(t *testing.T) {
 	}
 }
 
-// What is named alike is not counted as one.
+// An account and an address with the same name are counted separately.
 func TestAdaptiveKeepsItsCountsApart(t *testing.T) {
 	l := newAdaptiveLogin(t)
 	// Accounts that are named like the address, its key, and the site.
@@ -110,8 +110,7 @@ func TestAdaptiveKeepsItsCountsApart(t *testing.T) {
 	require.Equal(t, 3, l.free(5, "203.0.113.1", "203.0.113.1"))
 }
 
-// A login that goes well leaves no trace in any of the counts, with a captcha
-// and without.
+// A successful login changes none of the counts, with a captcha or without.
 func TestAdaptiveTakesBack(t *testing.T) {
 	l := newAdaptiveLogin(t)
 	for _, param := range []string{"", "a param"} {
@@ -120,7 +119,7 @@ func TestAdaptiveTakesBack(t *testing.T) {
 		}
 	}
 	require.Equal(t, 3, l.free(5, "192.0.2.1", "alice"), "of the account")
-	for range 20 { // needs a captcha now, and takes back no more than itself
+	for range 20 { // they need a captcha now, and take back only themselves
 		require.Equal(t, http.StatusOK, l.try("192.0.2.1", "alice", "correct-horse", "a param"))
 	}
 	require.Zero(t, l.free(1, "198.51.100.1", "alice"))
@@ -128,8 +127,8 @@ func TestAdaptiveTakesBack(t *testing.T) {
 	require.Equal(t, 90, l.free(200, "203.0.113.%d", "someone%d"), "of the site")
 }
 
-// Failures with a captcha count as well: a person who solves one does not open
-// the way for guesses without.
+// Failures with a captcha are counted as well, so that solving one captcha does not
+// allow guesses without one.
 func TestAdaptiveCountsFailuresWithACaptcha(t *testing.T) {
 	l := newAdaptiveLogin(t)
 	require.Equal(t, 10, l.free(20, "192.0.2.1", "user%d"))
@@ -139,7 +138,7 @@ func TestAdaptiveCountsFailuresWithACaptcha(t *testing.T) {
 	require.Zero(t, l.free(1, "198.51.100.1", "alice"))
 }
 
-// Guesses at once over many accounts are no way round the count.
+// The count cannot be avoided by simultaneous guesses for many accounts.
 func TestAdaptiveManyAccountsAtOnce(t *testing.T) {
 	l := newAdaptiveLogin(t)
 	var wg sync.WaitGroup
@@ -155,8 +154,8 @@ func TestAdaptiveManyAccountsAtOnce(t *testing.T) {
 	require.Equal(t, int32(10), free.Load())
 }
 
-// A flood of made-up names, from many addresses, is not kept, nor is one of
-// logins with a captcha. What no longer counts is forgotten.
+// Memory is bounded in a flood of invented names from many addresses, with a captcha
+// and without. Counts that no longer matter are removed.
 func TestAdaptiveMemory(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newAdaptiveLogin(t)
@@ -176,7 +175,7 @@ func TestAdaptiveMemory(t *testing.T) {
 	})
 }
 
-// A login that was not counted, since the site's share was used up, takes back
+// A login that was not counted because the share of the site was used up takes back
 // nothing.
 func TestAdaptiveTakesBackOnlyWhatItCounted(t *testing.T) {
 	l := newAdaptiveLogin(t)

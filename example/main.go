@@ -68,7 +68,8 @@ type usageError struct{ error }
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	flags := flag.NewFlagSet("example", flag.ContinueOnError)
 	addr := flags.String("addr", "127.0.0.1:8080", "the `address` at which the site listens")
-	simulatorAddr := flags.String("simulator", "127.0.0.1:8081", "the `address` at which the simulator listens; not used with the real service")
+	simulatorAddr := flags.String("simulator", "127.0.0.1:8081",
+		"the `address` at which the simulator listens; not used with the real service")
 	flags.SetOutput(io.Discard) // main prints the error in one line
 	err := flags.Parse(args)
 	switch {
@@ -126,7 +127,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		return err
 	}
-	// The site stands first: what it still answers needs the simulator.
+	// The site stops first: the requests that it still serves need the simulator.
 	servers = append([]server{newServer(site, logger, handler)}, servers...)
 
 	if _, err := io.WriteString(stdout, banner); err != nil {
@@ -135,8 +136,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	return serve(ctx, logger, servers)
 }
 
-// realService reads the settings for the real service. It reports false if the
-// environment has none of them.
+// realService returns the settings for the real service. It reports false if the
+// environment contains none of them.
 func realService(getenv func(string) string) (s settings, ok bool, err error) {
 	var region string
 	var missing []string
@@ -166,12 +167,12 @@ func realService(getenv func(string) string) (s settings, ok bool, err error) {
 	case len(required):
 		return settings{}, false, nil
 	}
-	return settings{}, false, fmt.Errorf("the environment has only a part of what the real service needs; "+
-		"missing: %s (without any of them the site runs on a simulator)", strings.Join(missing, ", "))
+	return settings{}, false, fmt.Errorf("the environment has only some of the variables for the real service; "+
+		"missing: %s (without any of the variables the site runs on a simulator)", strings.Join(missing, ", "))
 }
 
-// simulated returns the settings for the simulator. It has the keys, so that
-// the Client does not look for them in the environment.
+// simulated returns the settings for the simulator. They include keys, so that the
+// Client does not take them from the environment.
 func simulated(site, simulator string) settings {
 	login := "curl -sS -i '" + site + `/login' -H 'Content-Type: application/json' -d ` +
 		`'{"username":"alice","password":"correct-horse","captchaVerifyParam":"'"$param"'"}'`
@@ -196,7 +197,7 @@ func simulated(site, simulator string) settings {
 	}
 }
 
-// baseURL returns the URL by which this machine reaches l.
+// baseURL returns the URL at which this machine can reach l.
 func baseURL(l net.Listener) string {
 	addr := *l.Addr().(*net.TCPAddr)
 	if addr.IP.IsUnspecified() {
@@ -222,8 +223,8 @@ func newServer(l net.Listener, logger *slog.Logger, handler http.Handler) server
 	}, l}
 }
 
-// serve runs the servers until ctx is done or one of them fails, and then stops
-// them in their order.
+// serve runs the servers until ctx is done or one of them fails, and then stops them
+// in order.
 func serve(ctx context.Context, logger *slog.Logger, servers []server) error {
 	failed := make(chan error, len(servers))
 	for _, s := range servers {

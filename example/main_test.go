@@ -33,7 +33,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// With this in its environment the test binary is the program itself.
+// If the environment has this variable, the test binary runs the program.
 const asProgram = "EXAMPLE_TEST_AS_PROGRAM"
 
 func TestMain(m *testing.M) {
@@ -44,7 +44,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// lastLine ends what the program prints at its start.
+// lastLine is the last line that the program prints when it starts.
 const lastLine = "Ctrl-C stops it."
 
 var anyPort = []string{"-addr", "127.0.0.1:0", "-simulator", "127.0.0.1:0"}
@@ -62,14 +62,14 @@ func env(vars map[string]string) func(string) string {
 	return func(name string) string { return vars[name] }
 }
 
-// client ignores a proxy that the environment may have, and connections end
-// with their request.
+// client does not use a proxy from the environment, and closes each connection after
+// its request.
 var client = &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 
-// running is a program that has printed its lines.
+// running is a program that has started.
 type running struct {
 	lines    []string
-	stop     func() error // cancels, and returns what run returned
+	stop     func() error // cancels the context of run, and returns its error
 	commands []string
 }
 
@@ -109,7 +109,7 @@ func start(t *testing.T, vars map[string]string) running {
 	return p
 }
 
-// startLines reads up to the last line of the start.
+// startLines reads the lines that the program prints when it starts.
 func startLines(t *testing.T, stdout io.Reader) []string {
 	t.Helper()
 	var lines []string
@@ -123,7 +123,7 @@ func startLines(t *testing.T, stdout io.Reader) []string {
 	return nil
 }
 
-// value returns what follows label in the lines of the start.
+// value returns the text after label in the lines of the start.
 func (p running) value(t *testing.T, label string) string {
 	t.Helper()
 	for _, line := range p.lines {
@@ -210,7 +210,7 @@ func TestLoginRefusesAnyOtherPairAfterTheCaptcha(t *testing.T) {
 		require.Contains(t, got.body, passed)
 		require.NotContains(t, got.body, `"user"`)
 	}
-	// Nobody learns whether a pair is right without a captcha.
+	// Without a captcha, the answer does not depend on the password.
 	requireRejected(t, p.login(t, "alice", "wrong", ""), http.StatusBadRequest, "captcha_missing")
 }
 
@@ -286,7 +286,7 @@ func TestSignup(t *testing.T) {
 			require.Equal(t, http.StatusCreated, got.status, got.body)
 			require.Contains(t, got.body, "bob &amp; co &lt;bob&#43;news@example.com&gt;")
 
-			// What is refused after the captcha comes back with what was typed.
+			// A form that is refused after the captcha is shown again with its values.
 			for _, v := range []url.Values{fields("", "12345678"), fields("bob", "1234567")} {
 				got = send(v)
 				require.Equal(t, http.StatusUnprocessableEntity, got.status, got.body)
@@ -409,7 +409,7 @@ func TestPages(t *testing.T) {
 	require.Equal(t, http.StatusOK, resp.StatusCode)
 }
 
-// No words are missing in either language.
+// Both languages have all texts.
 func TestWords(t *testing.T) {
 	for _, w := range []words{english, chinese} {
 		for _, v := range []reflect.Value{reflect.ValueOf(w), reflect.ValueOf(w.Script)} {
@@ -420,8 +420,8 @@ func TestWords(t *testing.T) {
 	}
 }
 
-// The pages of the real service and of the simulator differ in the script's URL,
-// the account's values, and what the policy says of them.
+// The pages for the real service and for the simulator differ only in the URL of the
+// script, in the values of the account, and in the Content-Security-Policy for them.
 func TestRealService(t *testing.T) {
 	simulated, p := start(t, nil), start(t, realEnv)
 	require.Empty(t, p.commands)
@@ -461,7 +461,7 @@ func TestRealService(t *testing.T) {
 		require.NotEqual(t, nonce.FindString(page.body), nonce.FindString(get(t, p.value(t, "Site")+path, "en").body))
 	}
 
-	// This ends before anything is sent to the service.
+	// This request is rejected before anything is sent to the service.
 	requireRejected(t, p.login(t, "alice", "correct-horse", ""), http.StatusBadRequest, "captcha_missing")
 }
 
@@ -476,7 +476,7 @@ func (p running) adaptive(t *testing.T, username, password, param string) respon
 
 func TestAdaptive(t *testing.T) {
 	p := start(t, nil)
-	for range 5 { // what goes well does not count
+	for range 5 { // successful logins are not counted
 		require.Equal(t, http.StatusOK, p.adaptive(t, "alice", "correct-horse", "").status)
 	}
 	for range 3 {
@@ -484,13 +484,13 @@ func TestAdaptive(t *testing.T) {
 		require.Equal(t, http.StatusUnauthorized, got.status, got.body)
 		require.NotContains(t, got.body, "captcha")
 	}
-	for range 2 { // the right password too, or it would be known by its answer
+	for range 2 { // the correct password as well, so that the answer does not reveal it
 		requireRejected(t, p.adaptive(t, "alice", "correct-horse", ""), http.StatusBadRequest, "captcha_missing")
 		requireRejected(t, p.adaptive(t, "alice", "wrong", ""), http.StatusBadRequest, "captcha_missing")
 	}
 	require.Equal(t, http.StatusUnauthorized, p.adaptive(t, "bob", "wrong", "").status, "another account")
 
-	// A form that is none costs no param.
+	// A malformed body does not spend a param.
 	param := p.mint(t, `{"sceneId":"login"}`)
 	got := post(t, p.value(t, "Site")+"/adaptive", "application/json", `{"captchaVerifyParam":"`+param+`","username":1}`)
 	require.Equal(t, http.StatusBadRequest, got.status, got.body)
@@ -500,7 +500,7 @@ func TestAdaptive(t *testing.T) {
 	requireRejected(t, p.adaptive(t, "alice", "correct-horse", param), http.StatusForbidden, "captcha_expired")
 }
 
-// Guesses that are made at once are no way round the count.
+// The count cannot be avoided by simultaneous guesses.
 func TestAdaptiveAtOnce(t *testing.T) {
 	p := start(t, nil)
 	var wg sync.WaitGroup
@@ -526,7 +526,7 @@ func TestAdaptiveAtOnce(t *testing.T) {
 	require.Equal(t, int32(40), free.Load()+asked.Load())
 }
 
-// Failures are remembered for a quarter of an hour at least, and not for ever.
+// Failures are remembered for at least a quarter of an hour, but not forever.
 func TestAdaptiveForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		captcha, err := alicaptcha.New(alicaptcha.Config{
@@ -551,8 +551,8 @@ func TestAdaptiveForgets(t *testing.T) {
 	})
 }
 
-// Logins that are under way when the window ends neither give guesses away nor
-// make the counter forget others.
+// Logins that are under way when the window ends neither allow further guesses nor
+// change the counts of others.
 func TestAdaptiveAcrossTheBoundary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		slow := alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
@@ -607,11 +607,11 @@ func TestServersHaveTimeouts(t *testing.T) {
 	require.Equal(t, 64<<10, s.MaxHeaderBytes)
 }
 
-// A flood from an address ends before it costs a verification. Other addresses
-// and other pages are still served.
+// A flood from one address is refused before it costs a verification. Other pages are
+// still served.
 func TestRateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		// Nothing listens there: a param that is verified ends as a 503.
+		// Nothing listens there, so that a verification ends as a 503.
 		handler, err := newSite(simulated("http://127.0.0.1:1", "http://127.0.0.1:1"), slog.New(slog.DiscardHandler))
 		require.NoError(t, err)
 		send := func(method, remote string) *httptest.ResponseRecorder {
@@ -636,7 +636,7 @@ func TestRateLimit(t *testing.T) {
 		require.Equal(t, http.StatusOK, send("GET", "192.0.2.1:1").Code)
 		time.Sleep(time.Second)
 		passes(1, "192.0.2.1:1")
-		// What they share an entry with is random, so each begins with a full one.
+		// Addresses may share an entry, so each test begins with a full one.
 		time.Sleep(time.Hour)
 		passes(postsAMinute, "[2001:db8::1]:1", "[2001:db8::2]:1", "[2001:db8::ffff:ffff:ffff:ffff]:1")
 		time.Sleep(time.Hour)
@@ -644,8 +644,8 @@ func TestRateLimit(t *testing.T) {
 	})
 }
 
-// Clients with many addresses do not make the table of the limits grow, and
-// nobody knows which addresses share an entry.
+// Many addresses do not make the table grow, and clients cannot know which addresses
+// share an entry.
 func TestRateLimitIsBounded(t *testing.T) {
 	l := newPostLimits()
 	h := l.handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
@@ -705,11 +705,13 @@ func TestStartFailures(t *testing.T) {
 		status int
 		want   string
 	}{
-		"site's port in use":      {[]string{"-addr", busy}, nil, 1, "example: -addr: listen tcp " + busy},
-		"simulator's port in use": {[]string{"-addr", freed, "-simulator", busy}, nil, 1, "example: -simulator: listen tcp " + busy},
-		"bad address":             {[]string{"-addr", "nowhere"}, nil, 1, "missing port"},
-		"bad flag":                {[]string{"-nonsense"}, nil, 2, "-nonsense"},
-		"argument":                {[]string{"nonsense"}, nil, 2, "nonsense"},
+		"site's port in use": {[]string{"-addr", busy}, nil, 1, "example: -addr: listen tcp " + busy},
+		"simulator's port in use": {
+			[]string{"-addr", freed, "-simulator", busy}, nil, 1, "example: -simulator: listen tcp " + busy,
+		},
+		"bad address": {[]string{"-addr", "nowhere"}, nil, 1, "missing port"},
+		"bad flag":    {[]string{"-nonsense"}, nil, 2, "-nonsense"},
+		"argument":    {[]string{"nonsense"}, nil, 2, "nonsense"},
 		"half an environment": {
 			anyPort, half, 1,
 			"missing: ALIBABA_CLOUD_ACCESS_KEY_SECRET, CAPTCHA_SCENE_LOGIN (without any",

@@ -16,10 +16,10 @@ var web embed.FS
 
 var pages = template.Must(template.ParseFS(web, "web/pages.html"))
 
-// words are what the pages say, in one language.
+// words contains the texts of the pages in one language.
 type words struct {
-	Lang   string // of the page
-	Widget string // of the widget, in the vendor's names
+	Lang   string // the language of the page
+	Widget string // the language of the widget, as the vendor names it
 
 	Start, Home, Login, Signup, Adaptive, Welcome string // titles
 	LoginHint, SignupHint, AdaptiveHint           string
@@ -30,7 +30,7 @@ type words struct {
 	Script                                        scriptWords
 }
 
-// scriptWords are for page.js.
+// scriptWords contains the texts for page.js.
 type scriptWords struct {
 	Loading     string `json:"loading"`
 	NotLoaded   string `json:"notLoaded"`
@@ -39,7 +39,7 @@ type scriptWords struct {
 	Wrong       string `json:"wrong"`
 	Failed      string `json:"failed"`
 	Now         string `json:"now"`
-	Welcome     string `json:"welcome"` // {} is the name
+	Welcome     string `json:"welcome"` // {} stands for the name
 }
 
 var english = words{
@@ -53,15 +53,15 @@ var english = words{
 	Welcome:    "Welcome",
 	LoginHint:  "The one account is alice, with the password correct-horse.",
 	SignupHint: "A plain form. What you enter is checked and then forgotten.",
-	AdaptiveHint: "The same account. A captcha is asked for only after failed logins: " +
-		"three of an account, or ten from an address.",
+	AdaptiveHint: "The same account. A captcha is required only after failed logins: " +
+		"three for an account, or ten from an address.",
 	DoLogin:  "Log in",
 	DoSignup: "Sign up",
 	Pages:    "Pages",
-	Intro:    "Each form stands behind its own gate. The service's verdict decides who gets to it.",
+	Intro:    "Each form is behind a gate of its own. The service's verdict decides which requests reach it.",
 	Simulator: "This site runs on a simulator of the service. These commands mint a param for the login's scene, " +
-		"log in with it, and send it again, which is refused: a param is good for one verification.",
-	Faults: "To see what the pages make of a rejection or an outage, and to end it:",
+		"log in with it, and send it again, which is refused: a param can be verified only once.",
+	Faults: "To see how the pages handle a rejection or an outage, and to end it:",
 	NoScript: "This form needs JavaScript: the captcha does not work without it. " +
 		"Please switch it on and reload the page.",
 	Username:      "Username",
@@ -129,7 +129,7 @@ var chinese = words{
 var languages = language.NewMatcher([]language.Tag{language.English, language.SimplifiedChinese})
 
 func wordsFor(r *http.Request) words {
-	// No browser's list is that long, and a long one takes its time.
+	// A longer list takes time to parse, and no browser sends one.
 	if accept := strings.Join(r.Header.Values("Accept-Language"), ","); len(accept) <= 1000 {
 		if _, i := language.MatchStrings(languages, accept); i == 1 {
 			return chinese
@@ -138,21 +138,21 @@ func wordsFor(r *http.Request) words {
 	return english
 }
 
-// A page is what a template shows.
+// A page is the input of a template.
 type page struct {
 	settings
 	Words             words
 	Nav               []link
 	Path, Title, Hint string
-	Scene, Submit     string // of a form
-	Error, Invalid    string // what is wrong with which field
-	Username, Email   string // what was typed, in a form that is shown again
+	Scene, Submit     string // the scene and the button of a form
+	Error, Invalid    string // the error in a form, and the field that has it
+	Username, Email   string // the values of a form that is shown again
 	Nonce             string
 }
 
 type link struct{ Path, Title, Hint string }
 
-// page returns the page at r's path, to be completed.
+// page returns the page for the path of r.
 func (s settings) page(r *http.Request) page {
 	t := wordsFor(r)
 	p := page{settings: s, Words: t, Path: r.URL.Path, Nonce: rand.Text(), Nav: []link{
@@ -177,7 +177,7 @@ func (s settings) page(r *http.Request) page {
 	return p
 }
 
-// show writes the page with the template of that name.
+// show writes the page with the named template.
 func (p page) show(w http.ResponseWriter, status int, name string) {
 	var body bytes.Buffer
 	if err := pages.ExecuteTemplate(&body, name, p); err != nil {
@@ -188,9 +188,9 @@ func (p page) show(w http.ResponseWriter, status int, name string) {
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Language", p.Words.Lang)
 	h.Set("Vary", "Accept-Language")
-	h.Set("Cache-Control", "no-store") // the nonce is for once
-	// The origins are those that the vendor names. They are wide: what keeps
-	// other people's scripts out of the page is that the template escapes.
+	h.Set("Cache-Control", "no-store") // the nonce must be used only once
+	// The vendor specifies these origins, which are wide. The escaping of the
+	// template is what keeps other scripts out of the page.
 	h.Set("Content-Security-Policy", "default-src 'self' "+p.Origins+
 		"; script-src 'self' 'nonce-"+p.Nonce+"' "+p.Origins+
 		"; style-src 'self' 'unsafe-inline' "+p.Origins+

@@ -27,18 +27,18 @@ const (
 	postsAMinute = 60        // from one address
 )
 
-// settings is all that differs between the simulator and the real service. Its
-// exported fields are the pages'.
+// settings contains everything that differs between the simulator and the real
+// service. The pages use its exported fields.
 type settings struct {
 	client                  alicaptcha.ClientConfig
 	LoginScene, SignupScene string
 	Prefix                  string
 	Script                  string   // the URL of the widget's script
-	Origins                 string   // where the widget gets what it needs, for the Content-Security-Policy
+	Origins                 string   // from which the widget loads its parts, for the Content-Security-Policy
 	Commands                []string // simulator only
 }
 
-// Region is what the page's widget is told.
+// Region returns the region for the widget on the page.
 func (s settings) Region() string { return string(s.client.Region) }
 
 // newSite returns the site.
@@ -47,13 +47,13 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 	if err != nil {
 		return nil, err
 	}
-	// While the service is down nobody waits for it.
+	// Fail fast while the service is down.
 	verifier, err := alicaptcha.NewBreaker(client, alicaptcha.BreakerConfig{Logger: logger})
 	if err != nil {
 		return nil, err
 	}
-	// A param is good for the one scene it was made for, so each form has its
-	// own Middleware. They share the Client and the breaker.
+	// A param is valid only for its own scene, so each form has its own Middleware.
+	// They share the Client and the Breaker.
 	login, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: s.LoginScene, Logger: logger})
 	if err != nil {
 		return nil, err
@@ -81,11 +81,11 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 		})
 	}
 	r.Group(func(r chi.Router) {
-		// Outside of the captcha stands what costs nothing. Another site's form
-		// must not spend a verification. A flood from one address ends here: each
-		// request that gets further makes the site read a body and ask the
-		// service, which has a limit for the whole account and a price. And the
-		// captcha must not read further than the handler would.
+		// Checks that cost nothing come before the captcha. A form of another site
+		// must not cause a verification. A flood from one address must end here:
+		// for each further request the site reads a body and asks the service,
+		// which charges for it and limits the calls of the whole account. And the
+		// captcha must not read more of a body than the handler would.
 		r.Use(crossOrigin.Handler)
 		r.Use(newPostLimits().handler)
 		r.Use(func(next http.Handler) http.Handler { return http.MaxBytesHandler(next, maxBodyBytes) })
@@ -97,21 +97,20 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 	return r, nil
 }
 
-// address returns the client's address. A client with IPv6 has many addresses,
-// so for these it returns the network, a /64. The address is that of the
-// connection: behind a proxy it is the proxy's. Take it then from the header
-// that your proxy sets, and only if nobody but your proxy can set it.
+// address returns the address of the client. For IPv6 it returns the network, a /64,
+// because a client has many addresses in it. This is the address of the connection,
+// so behind a proxy it is that of the proxy. There, use the header in which your proxy
+// sends the address of the client, but only if clients cannot set that header.
 func address(r *http.Request) netip.Prefix {
-	from, _ := netip.ParseAddrPort(r.RemoteAddr) // all that have no address are counted as one
+	from, _ := netip.ParseAddrPort(r.RemoteAddr) // connections without an address count as one client
 	ip := from.Addr().Unmap()
 	network, _ := ip.Prefix(min(64, ip.BitLen()))
 	return network
 }
 
-// postLimits bounds how often an address may post. It is a table of a fixed
-// size, so that an attacker with many addresses cannot make it grow. Addresses
-// that share an entry share its limit. A client does not know which ones do:
-// the seed is random.
+// postLimits limits how often an address may post. It is a table with a fixed size, so
+// that an attacker with many addresses cannot make it grow. Addresses with the same
+// entry share its limit. Clients cannot know which ones do, because the seed is random.
 type postLimits struct {
 	seed    maphash.Seed
 	entries [4096]*rate.Limiter
@@ -125,8 +124,7 @@ func newPostLimits() *postLimits {
 	return l
 }
 
-// handler returns a handler that calls next unless the client has posted too
-// often.
+// handler returns a handler that calls next unless the client has posted too often.
 func (l *postLimits) handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !l.entries[maphash.Comparable(l.seed, address(r))%uint64(len(l.entries))].Allow() {
@@ -137,7 +135,7 @@ func (l *postLimits) handler(next http.Handler) http.Handler {
 	})
 }
 
-// secure sets the headers that suit every answer.
+// secure sets the headers that every answer should have.
 func secure(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -154,29 +152,30 @@ func tooMany(w http.ResponseWriter, r *http.Request) {
 	}})
 }
 
-// A loginBody is what a login is sent as.
+// A loginBody is the body of a login.
 type loginBody struct {
-	Param    json.RawMessage `json:"captchaVerifyParam"` // the middleware has read it
+	Param    json.RawMessage `json:"captchaVerifyParam"` // read by the middleware
 	Username string          `json:"username"`
 	Password string          `json:"password"`
 }
 
-// handleLogin is reached with a passed captcha only.
+// handleLogin is called only if the captcha was passed.
 func handleLogin(w http.ResponseWriter, r *http.Request) {
 	var in loginBody
 	if err := decode(r.Body, &in); err != nil {
-		badBody(w, r, "not the JSON that a login is", err)
+		badBody(w, r, "the body is not the JSON of a login", err)
 		return
 	}
 	if !in.correct() {
-		// The param is spent all the same: the page starts a new challenge.
+		// The param is spent anyway, so the page starts a new challenge.
 		reply(w, r, http.StatusUnauthorized, answer{Error: "wrong username or password"})
 		return
 	}
 	reply(w, r, http.StatusOK, answer{User: in.Username})
 }
 
-// correct compares both, whatever the first says, and in constant time.
+// correct reports whether both fields are correct. It takes the same time in all
+// cases.
 func (in loginBody) correct() bool {
 	return equal(in.Username, "alice")&equal(in.Password, "correct-horse") == 1
 }
@@ -243,15 +242,15 @@ func (a *adaptive) turn() {
 	a.window, a.now = window, map[failure]int{}
 }
 
-// begin reports whether the password of a login may be checked. With a passed
-// captcha it always may; without one it may as long as no share is used up. If so,
-// begin counts the login as failed and returns the window in which it did. It counts
-// before the password is checked, so that of a hundred guesses at once no more than
-// the smallest share are made without a captcha.
+// begin reports whether the password of a login may be checked. After a passed captcha
+// it always may; without one it may as long as no share is used up. If it may, begin
+// counts the login as failed and returns the window in which it is counted. It counts
+// the login before the password is checked, so that of a hundred simultaneous guesses
+// no more than the smallest share are made without a captcha.
 //
-// Once the site's share of the window is used up, begin counts nothing: everybody
-// needs a captcha until the end of the next window anyway. So the counts of a
-// window take no more memory than siteFailures logins need. The window is zero then.
+// Once the share of the site is used up in a window, begin counts nothing more and
+// returns the zero time: everybody needs a captcha until the end of the next window
+// anyway. So a window never contains more counts than siteFailures logins need.
 func (a *adaptive) begin(shares []share, passed bool) (window time.Time, ok bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -270,10 +269,9 @@ func (a *adaptive) begin(shares []share, passed bool) (window time.Time, ok bool
 	return a.window, true
 }
 
-// takeBack undoes what begin has counted, for a login that did not fail. It does
-// not clear the counts: an attacker with an account could otherwise log in between
-// guesses, and so clear the count of the address. A login that took longer than
-// its window stays counted.
+// takeBack removes a login that did not fail from the counts. It does not reset the
+// counts: otherwise an attacker who has an account could log in between guesses to
+// reset the count of the address. A login that ends after its window stays counted.
 func (a *adaptive) takeBack(shares []share, window time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -288,11 +286,11 @@ func (a *adaptive) takeBack(shares []share, window time.Time) {
 	}
 }
 
-// handle decides when the captcha is due: a form that is not one costs no param.
+// handle decides whether a captcha is needed. A malformed body does not spend a param.
 func (a *adaptive) handle(w http.ResponseWriter, r *http.Request) {
 	var in loginBody
 	if err := decode(r.Body, &in); err != nil {
-		badBody(w, r, "not the JSON that a login is", err)
+		badBody(w, r, "the body is not the JSON of a login", err)
 		return
 	}
 	shares := sharesOf(in.Username, address(r))
@@ -311,10 +309,11 @@ func (a *adaptive) handle(w http.ResponseWriter, r *http.Request) {
 	reply(w, r, http.StatusOK, answer{User: in.Username})
 }
 
-// decode reads one JSON document without unknown members, and nothing after it.
+// decode reads a single JSON document. Unknown members and data after the document are
+// errors.
 func decode(body io.Reader, to any) error {
-	// Not by the Decoder: with GOEXPERIMENT=jsonv2 it makes a syntax error of a
-	// body that is too large.
+	// The body is read first, because with GOEXPERIMENT=jsonv2 a Decoder reports a
+	// syntax error if it is too large.
 	text, err := io.ReadAll(body)
 	if err != nil {
 		return err
@@ -334,16 +333,16 @@ func decode(body io.Reader, to any) error {
 	}
 }
 
-// equal returns 1 or 0, like subtle.ConstantTimeCompare, which alone would show
-// the length.
+// equal is like subtle.ConstantTimeCompare, but its time does not reveal the length
+// either.
 func equal(a, b string) int {
 	x, y := sha256.Sum256([]byte(a)), sha256.Sum256([]byte(b))
 	return subtle.ConstantTimeCompare(x[:], y[:])
 }
 
-// handleSignup is reached with a passed captcha only. It stores nothing.
+// handleSignup is called only if the captcha was passed. It stores nothing.
 func (s settings) handleSignup(w http.ResponseWriter, r *http.Request) {
-	// Not ParseMultipartForm alone: of an urlencoded form it drops the errors.
+	// ParseMultipartForm alone would ignore errors in a urlencoded form.
 	err := r.ParseForm()
 	if err == nil {
 		// The body is short enough to stay in memory.
@@ -352,11 +351,11 @@ func (s settings) handleSignup(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if err != nil {
-		badBody(w, r, "not a form", err)
+		badBody(w, r, "the body is not a form", err)
 		return
 	}
 	p := s.page(r)
-	p.Username, p.Email = r.PostForm.Get("username"), r.PostForm.Get("email") // PostForm: the URL's query does not count
+	p.Username, p.Email = r.PostForm.Get("username"), r.PostForm.Get("email") // PostForm ignores the query of the URL
 	switch {
 	case p.Username == "":
 		p.Error, p.Invalid = p.Words.NoUsername, "username"
@@ -375,8 +374,8 @@ func (s settings) handleSignup(w http.ResponseWriter, r *http.Request) {
 	p.show(w, http.StatusCreated, "welcome")
 }
 
-// badBody replies to a body that could not be read. err stays here: it is about
-// our types.
+// badBody replies to a body that could not be read. It does not show err, which names
+// types of this program.
 func badBody(w http.ResponseWriter, r *http.Request, message string, err error) {
 	if tooLarge, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		reply(w, r, http.StatusRequestEntityTooLarge, answer{Error: fmt.Sprintf("the body is over %d bytes", tooLarge.Limit)})
@@ -385,16 +384,15 @@ func badBody(w http.ResponseWriter, r *http.Request, message string, err error) 
 	reply(w, r, http.StatusBadRequest, answer{Error: message})
 }
 
-// answer is the body of a reply to a program, but for the captcha's own
-// rejections.
+// answer is the body of a JSON reply, except for the rejections of the captcha.
 type answer struct {
 	Error   string   `json:"error,omitzero"`
 	User    string   `json:"user,omitzero"`
 	Captcha *captcha `json:"captcha,omitzero"`
 }
 
-// captcha shows how the verification ended. A real site keeps this in its log:
-// the codes would help a bot's author.
+// captcha shows the result of the verification. A real site should only log it,
+// because the codes would help the author of a bot.
 type captcha struct {
 	Verified  bool            `json:"verified"`
 	Code      alicaptcha.Code `json:"code"`
@@ -402,7 +400,7 @@ type captcha struct {
 	RequestID string          `json:"requestId"`
 }
 
-// reply writes a as JSON, with the captcha's outcome where there is one.
+// reply writes a as JSON, with the Outcome of the captcha if there is one.
 func reply(w http.ResponseWriter, r *http.Request, status int, a answer) {
 	if o, ok := alicaptcha.FromContext(r.Context()); ok {
 		a.Captcha = &captcha{o.Verified, o.Code, o.Result.CertifyID, o.Result.RequestID}
@@ -410,5 +408,5 @@ func reply(w http.ResponseWriter, r *http.Request, status int, a answer) {
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Cache-Control", "no-store")
 	w.WriteHeader(status)
-	json.NewEncoder(w).Encode(a) // fails only if the client is gone
+	json.NewEncoder(w).Encode(a) // it fails only if the client has disconnected
 }

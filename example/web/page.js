@@ -1,26 +1,26 @@
 "use strict";
 
-// One script for the three forms. What differs stands in the form's data-…:
-//   captcha  "always", or "asked": only when the server asks for one
-//   send     "json" by fetch, or "form" by a full page load
+// This script serves all three forms. Their differences are in data attributes:
+//   data-captcha  "always", or "asked" if only when the server requires one
+//   data-send     "json" for fetch, or "form" for a full page load
 const form = document.querySelector("form");
 const message = document.getElementById("message");
 const submit = form.querySelector("[type=submit]");
 const words = JSON.parse(document.getElementById("words").textContent);
 
-let captcha; // the widget's instance, once it is there
+let captcha; // the instance of the widget, once it is loaded
 let failed = false; // the widget has had an error
 let submitted = false;
 let required = form.dataset.captcha === "always";
 let busy = false; // sending, or told to wait
-let restarts = 0; // challenges that may start without the user's asking
+let restarts = 0; // how many challenges may start without an action of the user
 
 function say(text, bad = true) {
   message.textContent = text;
   message.classList.toggle("bad", bad);
 }
 
-// Not disabled: that would take the focus away.
+// setBusy does not set disabled, which would remove the focus.
 function setBusy(is) {
   busy = is;
   submit.setAttribute("aria-disabled", is);
@@ -31,12 +31,12 @@ function challenge() {
     say(failed ? words.notLoaded : words.loading);
     return;
   }
-  // The widget has one button, which is nobody's, so that the form can be
-  // checked before a challenge starts.
+  // The button of the widget is hidden, so that the form can be checked before a
+  // challenge starts.
   document.getElementById("captcha-button").click();
 }
 
-// The browser has checked the fields when a submit event comes.
+// The browser sends a submit event only after it has checked the fields.
 form.addEventListener("submit", (event) => {
   event.preventDefault();
   if (busy) return;
@@ -46,7 +46,7 @@ form.addEventListener("submit", (event) => {
   if (required) challenge(); else send();
 });
 
-// solved gets the param of a challenge. It is good for one verification.
+// solved receives the param of a challenge. A param can be verified only once.
 function solved(param) {
   if (busy) return;
   failed = false;
@@ -57,8 +57,8 @@ function solved(param) {
   form.elements.captchaVerifyParam.value = param;
   setBusy(true);
   say(words.sending, false);
-  form.submit(); // without a submit event
-  setTimeout(() => { setBusy(false); say(""); }, 20_000); // somebody has stopped it
+  form.submit(); // does not send a submit event
+  setTimeout(() => { setBusy(false); say(""); }, 20_000); // the user may have stopped the page load
 }
 
 async function send(param) {
@@ -69,7 +69,7 @@ async function send(param) {
     response = await fetch(form.action, {
       method: "POST",
       headers: {"Content-Type": "application/json", "Accept": "application/json"},
-      // The param first: the server reads no further to find it.
+      // The param comes first, so that the server reads no further to find it.
       body: JSON.stringify({captchaVerifyParam: param, ...Object.fromEntries(new FormData(form))}),
     });
     answer = await response.json();
@@ -77,7 +77,7 @@ async function send(param) {
     console.error(error);
   }
   setBusy(false);
-  captcha?.refresh?.(); // the param is spent, whatever the answer says
+  captcha?.refresh?.(); // the param is spent, whatever the answer is
   if (!response) {
     say(words.unreachable);
   } else if (response.ok && answer.user) {
@@ -97,10 +97,9 @@ async function send(param) {
   }
 }
 
-// rejected says in the server's words why the captcha refused, and starts a new
-// challenge where that helps at once: not for what only time can help, nor where
-// the same browser would be refused again. It does so once, or a widget that
-// solves itself would go round for ever.
+// rejected shows the server's text for a rejection. It starts a new challenge if that
+// can help: not if the client has to wait, or if the same browser would be refused
+// again. It does so only once, because a widget that solves itself would loop forever.
 function rejected({detail, reason, retry}, seconds) {
   say(detail);
   if (reason === "captcha_missing") required = true;
@@ -121,7 +120,7 @@ script.addEventListener("load", () => {
     if (submitted) say(words.notLoaded);
   };
   try {
-    initAliyunCaptcha({ // once in a page
+    initAliyunCaptcha({ // must be called only once on a page
       SceneId: form.dataset.scene,
       mode: "popup",
       element: "#captcha-element",
