@@ -38,7 +38,7 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// The whole program, so that it cannot rot.
+// The whole program runs in its short form.
 func TestShortRun(t *testing.T) {
 	dir := t.TempDir()
 	out, err := exec.CommandContext(t.Context(), "go", "run", ".", "-short", "-o", dir).Output()
@@ -108,7 +108,7 @@ func TestCompare(t *testing.T) {
 		require.Len(t, found[name], 3)
 		require.GreaterOrEqual(t, found[name].best().ns, 100e3)
 	}
-	// First each alone, to see how long it takes; where a turn ends with the next one's contender it goes on.
+	// Each contender first runs alone, to see how long it takes. Equal neighbors of two turns are compacted.
 	spaced := slices.Insert(slices.Insert(slices.Insert(turns, 3, " "), 7, " "), 10, " ")
 	require.Equal(t, strings.Split("abc abc ba bc", ""), spaced)
 }
@@ -148,7 +148,7 @@ func TestShow(t *testing.T) {
 	}
 }
 
-// The vector is one that was computed elsewhere.
+// The test vector was computed by another program.
 func TestSigned(t *testing.T) {
 	header := signed("test-id", "test-secret", "captcha.cn-shanghai.aliyuncs.com", "SceneId=test",
 		time.Date(2026, 9, 27, 0, 0, 0, 0, time.UTC), "test-nonce")
@@ -156,8 +156,8 @@ func TestSigned(t *testing.T) {
 		"Signature=a6c2000eda36d6945559103f39c06f1837e21794e8051f56092bc3b3a7264b2b")
 }
 
-// The simulator checks signatures and takes a param once: each caller sends it
-// whole, under its scene, and returns the verdict.
+// The simulator checks signatures and accepts a param once. Each caller sends the
+// whole param with its scene and returns the verdict.
 func TestCallersBeforeTheSimulator(t *testing.T) {
 	sim := alicaptchatest.NewSimulator(alicaptchatest.Config{})
 	own, err := loopback.Certificate()
@@ -203,7 +203,7 @@ func TestCannedCallers(t *testing.T) {
 	require.Panics(t, call(caller{"rejecting", alicaptchatest.Rejecting(alicaptcha.F001)}, texts[0]))
 }
 
-// asked keeps what it is asked, and answers as the Verifier in it does.
+// asked is a Verifier that records its requests.
 type asked struct {
 	alicaptcha.Verifier
 	requests []alicaptcha.Request
@@ -214,7 +214,7 @@ func (a *asked) Verify(ctx context.Context, req alicaptcha.Request) (alicaptcha.
 	return a.Verifier.Verify(ctx, req)
 }
 
-// Every gate finds the param, heeds the verdict, and leaves the body.
+// Every gate finds the param, follows the verdict, and leaves the body intact.
 func TestGates(t *testing.T) {
 	all, err := rows()
 	require.NoError(t, err)
@@ -260,7 +260,7 @@ func TestGates(t *testing.T) {
 	}
 }
 
-// What the yardsticks check they really check.
+// The yardsticks perform their checks.
 func TestYardsticks(t *testing.T) {
 	spoil := map[string]func(http.Header){
 		"gorilla/csrf":          func(h http.Header) { h.Set("X-CSRF-Token", "x") },
@@ -288,13 +288,14 @@ func TestBodies(t *testing.T) {
 			require.Equal(t, first, strings.Index(jsonBody(size, v3, first).body, v3) < 30)
 		}
 	}
-	// A body that had a short cut would make the bare handler look fast.
+	// A body with a shortcut for io.Copy would make the bare handler look fast.
 	var body any = stream{strings.NewReader("x")}
 	_, short := body.(io.WriterTo)
 	require.False(t, short)
 }
 
-// The vendor's advice lets in whom the call fails for; a rejection stays one.
+// Following the vendor's advice, a request is admitted if the call fails, but not if it
+// is rejected.
 func TestReadAllPassOnError(t *testing.T) {
 	for _, passOnError := range []bool{true, false} {
 		for _, v := range []alicaptcha.Verifier{

@@ -14,8 +14,8 @@ import (
 const passed = `{"RequestId":"0A1B2C3D-0000-1111-2222-333344445555","Message":"success","Code":"Success",` +
 	`"Success":true,"Result":{"VerifyResult":true,"VerifyCode":"T001","CertifyId":"certify"}}`
 
-// canned answers every call with a pass and needs no network. It is an
-// http.RoundTripper and the SDK's HttpClient.
+// canned answers every call with a pass, without a network. It is an http.RoundTripper
+// and an HttpClient of the SDK.
 type canned struct{}
 
 func (canned) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -35,21 +35,21 @@ const (
 	floorName  = "floor"
 )
 
-// A caller is a Verifier that is compared.
+// A caller is a Verifier to compare.
 type caller struct {
 	name string
 	alicaptcha.Verifier
 }
 
-// ours returns a Client for endpoint; a nil transport is its own.
+// ours returns a Client for endpoint. A nil transport means the default one.
 func ours(endpoint string, transport http.RoundTripper) (*alicaptcha.Client, error) {
 	return alicaptcha.NewClient(alicaptcha.ClientConfig{
 		Endpoint: endpoint, AccessKeyID: accessKeyID, AccessKeySecret: accessKeySecret, Transport: transport,
 	})
 }
 
-// callers returns all three, for the service at endpoint or, if that is empty,
-// for a canned one.
+// callers returns the three callers for the service at endpoint, or for a canned one if
+// endpoint is empty.
 func callers(endpoint string) ([]caller, error) {
 	if endpoint == "" {
 		const nowhere = "https://127.0.0.1:1"
@@ -69,7 +69,7 @@ func callers(endpoint string) ([]caller, error) {
 	return []caller{{oursName, client}, {sampleName, byVendor}, {floorName, floor}}, err
 }
 
-// params returns one param of each length that matters: V3, V2, V2 at its longest.
+// params returns a param of each relevant length: V3, V2, and the longest V2.
 func params() ([]string, error) {
 	sim := alicaptchatest.NewSimulator(alicaptchatest.Config{})
 	var all []string
@@ -86,7 +86,7 @@ func params() ([]string, error) {
 	return all, nil
 }
 
-// call returns an operation that has v verify param and panics where it fails.
+// call returns an operation that verifies param with v. It panics if v fails.
 func call(v caller, param string) func() {
 	return func() {
 		result, err := v.Verify(context.Background(), alicaptcha.Request{Param: param, SceneID: scene})
@@ -113,7 +113,7 @@ func (b *bench) callCost() error {
 	}
 	defer service.close()
 	sizes := []string{"280 B", "4.5 KB", "28 KB"}
-	fewest, leastCPU, timeAt28 := 1.0, 0.0, 0.0 // the shares of the sample's that are worst for us
+	fewest, leastCPU, timeAt28 := 1.0, 0.0, 0.0 // the least favorable ratios to the sample
 	for _, at := range []struct{ name, endpoint string }{{"canned", ""}, {"loopback", service.URL}} {
 		all, err := callers(at.endpoint)
 		if err != nil {
@@ -134,7 +134,7 @@ func (b *bench) callCost() error {
 				we, they := found[oursName].median(), found[sampleName].median()
 				fewest = min(fewest, 1-we.allocs/they.allocs)
 				leastCPU = max(leastCPU, we.cpu/they.cpu)
-				timeAt28 = we.ns / they.ns // of the last, which is the longest
+				timeAt28 = we.ns / they.ns // in the end that of the last param, which is the longest
 			}
 		}
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
-// A curve is the cost of one gate over what grows.
+// A curve is the cost of one gate as a function of a load or a size.
 type curve struct {
 	name   string
 	points plotter.XYs // Y in microseconds
@@ -25,8 +25,8 @@ func growthGates() []gate {
 	return []gate{bareGate, oursGate, readAllGate("read-all", decodeJSON)}
 }
 
-// atOnce returns an operation in which so many callers send as many requests as
-// there are, in all, through g.
+// atOnce returns an operation in which the given number of callers send requests through
+// g at the same time.
 func atOnce(g gate, q request, callers, requests int) func() {
 	h := g.wrap(alicaptchatest.Passing(), reads)
 	operations := make([]func(), callers)
@@ -106,7 +106,7 @@ func (b *bench) growth() error {
 		}, length)
 }
 
-// draw prints curves as a table and draws them into a file, both axes logarithmic.
+// draw prints curves as a table and draws them into a file with logarithmic axes.
 func (b *bench) draw(file, title, x string, label func(float64) string, curves []curve) error {
 	b.print("![%s](%s)\n\n| %s |", title, file, x)
 	for _, c := range curves {

@@ -11,20 +11,20 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// A shape is how calls come: from so many callers at once.
+// A shape describes the timing of calls from a number of simultaneous callers.
 type shape struct {
 	name    string
 	callers int
-	calls   int           // in all
-	burst   bool          // all callers call at the same moment, and all rest together
+	calls   int           // the total number of calls
+	burst   bool          // all callers call, and then pause, at the same time
 	pause   time.Duration // between the calls of a caller
-	jitter  time.Duration // by which a pause is shorter or longer at most; 0 in bursts
-	idle    time.Duration // after which the service closes an idle connection
+	jitter  time.Duration // the most by which a pause is shorter or longer; 0 in bursts
+	idle    time.Duration // the time after which the service closes an idle connection
 }
 
-// A tally is how one round of a shape went.
+// A tally is the result of one round of a shape.
 type tally struct {
-	latencies []time.Duration // of all calls but each caller's first, which opens its connection
+	latencies []time.Duration // without the first call of each caller, which opens its connection
 	calls     int
 	failures  int
 	took      time.Duration
@@ -77,7 +77,7 @@ func (s shape) drive(v alicaptcha.Verifier, param string) tally {
 	return t
 }
 
-// A way is how a caller of a load is made, new for every round.
+// A way creates the caller of a load, for each round anew.
 type way struct {
 	name string
 	make func(endpoint string) (alicaptcha.Verifier, error)
@@ -88,13 +88,13 @@ const http2Name = oursName + ", HTTP/2 transport"
 func oursWay(endpoint string) (alicaptcha.Verifier, error)   { return ours(endpoint, nil) }
 func sampleWay(endpoint string) (alicaptcha.Verifier, error) { return newSample(endpoint, nil) }
 
-// http2Way has a Transport as net/http makes it, which speaks HTTP/2.
+// http2Way uses a Transport with the defaults of net/http, which speaks HTTP/2.
 func http2Way(endpoint string) (alicaptcha.Verifier, error) {
 	return ours(endpoint, &http.Transport{IdleConnTimeout: 10 * time.Second})
 }
 
-// loaded runs every shape in every way, in rounds, and returns what it found by
-// their names.
+// loaded runs every shape in every way, in rounds, and returns the tallies by the names
+// of shape and way.
 func loaded(rounds int, takes time.Duration, shapes []shape, ways []way, param string) (map[[2]string][]tally, error) {
 	found := make(map[[2]string][]tally)
 	for _, s := range shapes {
@@ -123,7 +123,7 @@ func loaded(rounds int, takes time.Duration, shapes []shape, ways []way, param s
 func (t tally) percentile(p float64) float64 { return float64(percentile(t.latencies, p)) }
 func (t tally) perSecond() float64           { return float64(t.calls) / t.took.Seconds() }
 
-// worst returns the most of what of says of the rounds.
+// worst returns the largest value that of returns for the rounds.
 func worst(rounds []tally, of func(tally) int64) int64 {
 	most := int64(0)
 	for _, t := range rounds {
@@ -167,10 +167,11 @@ func (b *bench) underLoad() error {
 		"without each caller's first call, which opens a connection.\n\n", takes, shapes[4].pause, http2Name, rounds)
 	b.printLoad(shapes, ways, found)
 
-	// As load balancers do it, and one round: nearly all of it is waiting.
+	// This idle time is common in load balancers. A single round is enough, since it
+	// consists of waiting.
 	lasting := shape{name: "256 callers, one pause of 15 s", callers: 256, calls: 512,
 		pause: 15 * time.Second, jitter: 10 * time.Millisecond, idle: 15 * time.Second}
-	// And as none does, to see what happens.
+	// This idle time is shorter than in any load balancer.
 	hasty := shape{name: "64 callers, pauses of 10 to 30 ms", callers: 64, calls: b.few(1280, 128),
 		pause: 20 * time.Millisecond, jitter: 10 * time.Millisecond, idle: 20 * time.Millisecond}
 	if b.short {

@@ -1,15 +1,22 @@
-// Command bench measures what a login costs and what it waits for, beside what
-// people use in place of this module. Run it from its own folder:
+// Command bench measures the cost and the waiting time of a login, and compares them
+// with what others use in place of this module. Run it in its own folder:
 //
-//	cd bench && go run .
+//	cd bench && go run . [flags]
 //
-// It takes less than ten minutes on two cores, prints its tables as Markdown,
-// and writes them with their pictures into ../docs. Contenders are measured in
-// the same process, round by round, in an order that turns. Services and sites
-// are its own, on loopback. It needs Linux: there the services' certificate can
-// be made a root of the system's for one process.
+// The flags are:
 //
-// With -short everything is run once and quickly; its figures mean nothing.
+//	-o directory
+//		The directory to which the report and its pictures are written (default
+//		../docs).
+//	-short
+//		Run everything once and quickly, to see that it runs. The figures mean
+//		nothing.
+//
+// The program takes less than ten minutes on two cores. It prints its tables as
+// Markdown. All contenders run in the same process, round by round, in alternating
+// order. The program starts the services and sites itself, on loopback. It builds on
+// other systems, but needs Linux to run: only there can one process trust the
+// certificate of the services as a root.
 package main
 
 import (
@@ -42,17 +49,17 @@ func main() {
 	}
 }
 
-// A bench is one run: how thorough it is, and what it has found so far.
+// A bench is one run of the program, with its settings and results.
 type bench struct {
 	short   bool
 	rounds  int
-	each    time.Duration // how long a contender that takes microseconds is measured in a round
+	each    time.Duration // the time for each contender in a round, if it takes microseconds
 	dir     string
 	text    strings.Builder
 	targets []target
 }
 
-// A target is what must be true, and whether it is.
+// A target is a condition on the results, with its result.
 type target struct {
 	text, measured string
 	met            bool
@@ -88,8 +95,8 @@ func run(dir string, short bool) error {
 	return os.WriteFile(filepath.Join(dir, "performance.md"), []byte(b.text.String()), 0o644)
 }
 
-// reasons say where the targets that may be missed come from. There is no figure
-// in it: the tables have them.
+// reasons explains the targets that may be missed. It contains no figures; these are in
+// the tables.
 const reasons = `What keeps some of them from being met:
 
 - 0.5 KB: nothing stands out. Reading JSON strictly is the largest part, then the deadline with its timer (four of the ten
@@ -102,7 +109,7 @@ const reasons = `What keeps some of them from being met:
   else has taken dials again. A limit on connections would have a flood wait in line, and end in service_timeout.
 `
 
-// print adds to the report, on standard output too.
+// print adds text to the report and prints it.
 func (b *bench) print(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	fmt.Print(text)
@@ -113,7 +120,7 @@ func (b *bench) target(text string, measured float64, format string, met bool) {
 	b.targets = append(b.targets, target{text, fmt.Sprintf(format, measured), met})
 }
 
-// few returns n, or less in a short run.
+// few returns n, or short in a short run.
 func (b *bench) few(n, short int) int {
 	if b.short {
 		return short
@@ -121,7 +128,7 @@ func (b *bench) few(n, short int) int {
 	return n
 }
 
-// machine describes what the figures were measured on and with.
+// machine describes the machine and the versions that were measured.
 func machine(now time.Time) string {
 	var b strings.Builder
 	line := func(name, value string) { fmt.Fprintf(&b, "| %s | %s |\n", name, value) }
@@ -144,14 +151,14 @@ func machine(now time.Time) string {
 	return b.String()
 }
 
-// compared are the modules whose versions the report names.
+// compared lists the modules whose versions the report names.
 var compared = []string{
 	"github.com/alibabacloud-go/captcha-20230305", "github.com/alibabacloud-go/darabonba-openapi/v2",
 	"github.com/alibabacloud-go/tea",
 	"github.com/go-chi/jwtauth/v5", "github.com/gorilla/csrf",
 }
 
-// procField returns the first value of that name in a file of /proc, or "".
+// procField returns the first value with that name in a file of /proc, or "".
 func procField(file, name string) string {
 	text, _ := os.ReadFile(file)
 	for line := range strings.Lines(string(text)) {

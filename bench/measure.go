@@ -10,14 +10,15 @@ import (
 	"github.com/alicaptcha/alicaptcha/bench/internal/cputime"
 )
 
-// A cost is what one operation takes: time and CPU in nanoseconds, the CPU of
-// the whole process (its garbage collector too), and what it allocates.
+// A cost is the cost of one operation: the time and the processor time in nanoseconds,
+// and the allocations. The processor time is that of the whole process, including the
+// garbage collector.
 type cost struct{ ns, cpu, bytes, allocs float64 }
 
 // measure returns the mean cost of n operations.
 func measure(n int, operation func()) cost {
 	var before, after runtime.MemStats
-	runtime.GC() // nobody pays for the garbage of the one before
+	runtime.GC() // so that the garbage of earlier operations does not count
 	runtime.ReadMemStats(&before)
 	cpu, start := cputime.Used(), time.Now()
 	for range n {
@@ -32,7 +33,7 @@ func measure(n int, operation func()) cost {
 	}
 }
 
-// A contender is one way to do a row's work.
+// A contender is one way to do the work of a row.
 type contender struct {
 	name      string
 	operation func()
@@ -41,8 +42,8 @@ type contender struct {
 // A series is the cost of one contender in each round.
 type series []cost
 
-// compare measures the contenders in every round for about as long as each,
-// and turns their order round after every round.
+// compare measures every contender for about the time each in every round, and reverses
+// their order after each round.
 func compare(rounds int, each time.Duration, contenders []contender) map[string]series {
 	counts := make([]int, len(contenders))
 	for i, c := range contenders {
@@ -80,7 +81,7 @@ func order(round, n int) []int {
 // median returns the median of each part of the cost.
 func (s series) median() cost { return s.pick(median) }
 
-// best returns the least of each part of the cost.
+// best returns the minimum of each part of the cost.
 func (s series) best() cost { return s.pick(slices.Min[[]float64]) }
 
 func (s series) pick(from func([]float64) float64) cost {
@@ -97,12 +98,12 @@ func (s series) pick(from func([]float64) float64) cost {
 	}
 }
 
-// less returns what c takes beyond other.
+// less returns c minus other.
 func (c cost) less(other cost) cost {
 	return cost{c.ns - other.ns, c.cpu - other.cpu, c.bytes - other.bytes, c.allocs - other.allocs}
 }
 
-// median returns the median of values, or 0 of none.
+// median returns the median of values, or 0 if there are none.
 func median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
@@ -112,8 +113,7 @@ func median(values []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// percentile returns the least of values that p of 100 of them do not exceed,
-// or 0 of none.
+// percentile returns the p-th percentile of values, or 0 if there are none.
 func percentile(values []time.Duration, p float64) time.Duration {
 	sorted := slices.Sorted(slices.Values(values))
 	if len(sorted) == 0 {
@@ -122,7 +122,7 @@ func percentile(values []time.Duration, p float64) time.Duration {
 	return sorted[max(0, int(math.Ceil(p/100*float64(len(sorted))))-1)]
 }
 
-// showTime writes nanoseconds with three digits that count.
+// showTime formats nanoseconds with three significant digits.
 func showTime(ns float64) string {
 	switch a := math.Abs(ns); {
 	case a < 999.5:
@@ -135,7 +135,7 @@ func showTime(ns float64) string {
 	return digits(ns/1e9) + " s"
 }
 
-// showBytes writes a number of bytes, likewise.
+// showBytes formats a number of bytes in the same way.
 func showBytes(n float64) string {
 	switch a := math.Abs(n); {
 	case a < 999.5:

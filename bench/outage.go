@@ -21,9 +21,9 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-const maxConcurrent = 256 // Config.MaxConcurrent, as it is by default
+const maxConcurrent = 256 // the default of Config.MaxConcurrent
 
-// A defence is what stands before the login while the service hangs.
+// A defence is a gate in front of the login while the service hangs.
 type defence struct {
 	name string
 	wrap func(endpoint string, next http.Handler) (http.Handler, error)
@@ -39,7 +39,7 @@ func gated(v alicaptcha.Verifier, next http.Handler) (http.Handler, error) {
 	return m.Handler(next), nil
 }
 
-// withBreaker has a Breaker that is open: as many calls have failed as it takes.
+// withBreaker has a Breaker that is open after enough failed calls.
 func withBreaker(endpoint string, next http.Handler) (http.Handler, error) {
 	client, err := ours(endpoint, nil)
 	if err != nil {
@@ -76,24 +76,24 @@ func asSample(endpoint string, next http.Handler) (http.Handler, error) {
 	return readAll(v, decodeJSON, true, next), err
 }
 
-// An outcome is how one round of an outage went.
+// An outcome is the result of one round of an outage.
 type outcome struct {
-	gated, ungated    []time.Duration // until the client had its answer, from when it should have asked
-	unanswered        int             // at the end
-	letIn             int64           // by the gate, without a verdict
-	goroutines        int             // of the site, when all has been offered
-	clients, upstream int64           // connections then: to the site, to the service
-	heap              float64         // added then, with stacks, by the whole process
+	gated, ungated    []time.Duration // from when the client should have asked until it had its answer
+	unanswered        int             // requests without an answer at the end
+	letIn             int64           // requests that the gate let in without a verdict
+	goroutines        int             // of the site, when all requests have been offered
+	clients, upstream int64           // connections at that time, to the site and to the service
+	heap              float64         // growth of the whole process until that time, including stacks
 }
 
-// offers are how many requests are offered, and how fast.
+// offers describes the number and the rate of the requests.
 type offers struct {
 	window           time.Duration
 	perSecond, other int           // to the login, and to the route without a gate
-	patience         time.Duration // how long the answers are waited for after the window
+	patience         time.Duration // how long to wait for answers after the window
 }
 
-// suffer puts the site behind d through an outage.
+// suffer runs an outage for the site behind d.
 func suffer(d defence, o offers) (outcome, error) {
 	var found outcome
 	service, err := newService(serviceConfig{hangs: true})
@@ -122,7 +122,7 @@ func suffer(d defence, o offers) (outcome, error) {
 			clients.Add(-1)
 		}
 	}
-	// Goroutines have the labels of those that started them.
+	// A goroutine inherits the labels of the goroutine that started it.
 	pprof.Do(context.Background(), pprof.Labels("part", siteLabel), func(context.Context) { site.Start() })
 	defer site.Close()
 	defer site.CloseClientConnections()
@@ -179,7 +179,7 @@ func suffer(d defence, o offers) (outcome, error) {
 	return found, err
 }
 
-// heapNow returns the bytes that are in use, goroutines' stacks included.
+// heapNow returns the number of bytes in use, including stacks.
 func heapNow() float64 {
 	var mem runtime.MemStats
 	runtime.GC()
@@ -191,7 +191,7 @@ const siteLabel = "site"
 
 var profiled = regexp.MustCompile(`(?m)^(\d+) @.*\n# labels: \{"part":"(\w+)"\}`)
 
-// goroutinesOf returns how many goroutines have the label.
+// goroutinesOf returns the number of goroutines with the label.
 func goroutinesOf(label string) (int, error) {
 	var profile bytes.Buffer
 	if err := pprof.Lookup("goroutine").WriteTo(&profile, 1); err != nil {

@@ -22,7 +22,7 @@ import (
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
-// A gate stands before a handler and asks a Verifier, if it is one that asks.
+// A gate is a middleware in front of a handler. Most gates ask a Verifier.
 type gate struct {
 	name string
 	wrap func(alicaptcha.Verifier, http.Handler) http.Handler
@@ -35,8 +35,8 @@ const (
 
 var bareGate = gate{bareName, func(_ alicaptcha.Verifier, next http.Handler) http.Handler { return next }}
 
-// oursGate may look further into a body than by default, 128 KiB: else 1 MB
-// with the field last would be a rejection.
+// oursGate searches more of a body than the default of 128 KiB. Otherwise it would
+// reject a body of 1 MB with the field last.
 var oursGate = gate{oursName, func(v alicaptcha.Verifier, next http.Handler) http.Handler {
 	m, err := alicaptcha.New(alicaptcha.Config{
 		Verifier: v, SceneID: scene, MaxBodyBytes: 2 << 20, MaxConcurrent: 1000, Logger: slog.New(slog.DiscardHandler),
@@ -70,7 +70,7 @@ var parseMultipartGate = gate{"ParseMultipartForm", func(v alicaptcha.Verifier, 
 			w.WriteHeader(http.StatusBadRequest)
 			return
 		}
-		defer r.MultipartForm.RemoveAll() // the server would
+		defer r.MultipartForm.RemoveAll() // in a server, net/http does this
 		verify(v, r.PostForm.Get("captchaVerifyParam"), false, next, w, r)
 	})
 }}
@@ -100,7 +100,7 @@ var secret = []byte("0123456789abcdef0123456789abcdef")
 
 var tokens = jwtauth.New("HS256", secret, nil)
 
-// The yardsticks check something else than a captcha.
+// The yardsticks check something other than a captcha.
 var yardsticks = []gate{
 	{"gorilla/csrf", func(_ alicaptcha.Verifier, next http.Handler) http.Handler { return csrf.Protect(secret)(next) }},
 	{"go-chi/jwtauth", func(_ alicaptcha.Verifier, next http.Handler) http.Handler {
@@ -111,18 +111,18 @@ var yardsticks = []gate{
 	}},
 }
 
-// A request is what a client sends to a gate, again and again.
+// A request is a request that a client sends repeatedly.
 type request struct {
 	header http.Header
 	body   string
 }
 
-// stream is a body as a server hands it out: io.Copy finds no short cut in it.
+// stream is a body that, like that of a server, has no shortcut for io.Copy.
 type stream struct{ io.Reader }
 
 func (stream) Close() error { return nil }
 
-// A sink is a ResponseWriter that remembers a status.
+// A sink is a ResponseWriter that keeps only the status.
 type sink struct {
 	header http.Header
 	status int
@@ -132,8 +132,8 @@ func (s *sink) Header() http.Header         { return s.header }
 func (s *sink) Write(p []byte) (int, error) { return len(p), nil }
 func (s *sink) WriteHeader(status int)      { s.status = status }
 
-// through returns an operation that sends q through h, and the sink of its
-// answers. An operation must not run twice at once.
+// through returns an operation that sends q through h, and the sink of its answers. The
+// operation must not run concurrently with itself.
 func (q request) through(h http.Handler) (operation func(), answer *sink) {
 	template := httptest.NewRequest(http.MethodPost, "https://127.0.0.1/login", nil)
 	template.Header = q.header
@@ -175,10 +175,10 @@ func fill(size int, open, field, comma, rest, end, closing string, first bool) s
 	return open + rest + comma + field + closing
 }
 
-// v3 is a param of the length that V3's have.
+// v3 is a param with the length of a V3 param.
 var v3 = strings.Repeat("p", 280)
 
-// A row is a request and the gates that it is sent through.
+// A row is a request and the gates through which it is sent.
 type row struct {
 	name    string
 	request request
@@ -211,7 +211,7 @@ func rows() ([]row, error) {
 	return append(all, row{"header, JSON of 4 KB", header, append([]gate{bareGate, oursGate}, yardsticks...)}), err
 }
 
-// headerRequest has what each of the gates wants in its headers.
+// headerRequest returns a request with the headers that each of the gates requires.
 func headerRequest() (request, error) {
 	q := jsonBody(4<<10, "", false)
 	q.header.Set("Captcha-Verify-Param", v3)
@@ -224,7 +224,7 @@ func headerRequest() (request, error) {
 	}
 	q.header.Set("Authorization", "Bearer "+token)
 
-	// gorilla/csrf gives its token and cookie with the page that has the form.
+	// gorilla/csrf sends its token and its cookie with the page that has the form.
 	page := httptest.NewRecorder()
 	csrf.Protect(secret)(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		q.header.Set("X-CSRF-Token", csrf.Token(r))
@@ -236,7 +236,7 @@ func headerRequest() (request, error) {
 }
 
 func (b *bench) requestCost() error {
-	// Short and many: on a busy machine the best of them is then one that nothing disturbed.
+	// There are many short rounds, so that even on a busy machine the best of them is undisturbed.
 	rounds, each := b.few(31, 2), b.each/5
 	b.print("## Request cost\n\n"+
 		"What a gate adds to a request that is in memory, with a Verifier that answers at once. The handler reads the "+
@@ -283,7 +283,7 @@ func (b *bench) requestCost() error {
 	for _, last := range []string{"0.5 KB", "4 KB"} {
 		most = max(most, added["JSON, "+last+", last"+oursName].allocs)
 	}
-	most = math.Floor(most) // as go test does: what is left are pools that the collector has emptied
+	most = math.Floor(most) // as in go test; the fraction comes from pools that the garbage collector has emptied
 	b.target("a login adds at most 10 allocations", most, "%.0f", most <= 10)
 	for _, t := range []struct {
 		size string
@@ -301,13 +301,13 @@ func (b *bench) requestCost() error {
 
 const uploadSize = 50 << 20
 
-// An upload is a multipart body, the param's field first, then a file that is
-// made while it is read. It watches the heap.
+// An upload is a multipart body with the field of the param before a file, which is
+// generated while it is read. It monitors the heap.
 type upload struct {
 	head, tail string
-	size, at   int64 // in bytes of the whole body, and of what was read
+	size, at   int64 // of the whole body and of what has been read, in bytes
 	peak       uint64
-	next       int64 // when the heap is looked at again
+	next       int64 // the position at which the heap is measured again
 }
 
 func newUpload(size int64) (*upload, http.Header) {
@@ -332,7 +332,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	if u.at == u.size {
 		return 0, io.EOF
 	}
-	end := u.size - int64(len(u.tail)) // of the file
+	end := u.size - int64(len(u.tail)) // the end of the file
 	n := 0
 	switch {
 	case u.at < int64(len(u.head)):
@@ -355,7 +355,7 @@ func (u *upload) look() {
 	u.peak = max(u.peak, mem.HeapAlloc)
 }
 
-// An uploaded is how one upload went.
+// An uploaded is the result of one upload.
 type uploaded struct{ total, entered, readBefore, heap float64 }
 
 func sendUpload(g gate, size int64) (uploaded, error) {

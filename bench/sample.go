@@ -21,12 +21,12 @@ const (
 	scene           = "login"
 )
 
-// A sample is a Verifier as the vendor's sample code has it: one client of the
-// SDK with time-outs of 5 s, whose answer is Body.Result.VerifyResult.
+// A sample is a Verifier that follows the vendor's sample code: one client of the SDK
+// with timeouts of 5 s, and Body.Result.VerifyResult as the verdict.
 type sample struct{ client *captcha.Client }
 
-// newSample returns a sample for the service at endpoint, a URL without a path.
-// A nil connection is the SDK's own, as in the vendor's code.
+// newSample returns a sample for the service at endpoint, a URL without a path. A nil
+// connection means that of the SDK, as in the vendor's code.
 func newSample(endpoint string, connection dara.HttpClient) (sample, error) {
 	protocol, host, _ := strings.Cut(endpoint, "://")
 	client, err := captcha.NewClient(&openapi.Config{
@@ -41,7 +41,7 @@ func newSample(endpoint string, connection dara.HttpClient) (sample, error) {
 	return sample{client}, err
 }
 
-// Verify does not heed ctx: the vendor's code has none.
+// Verify ignores ctx, because the vendor's code has none.
 func (s sample) Verify(_ context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
 	out, err := s.client.VerifyIntelligentCaptcha(&captcha.VerifyIntelligentCaptchaRequest{
 		CaptchaVerifyParam: &req.Param, SceneId: &req.SceneID,
@@ -52,9 +52,9 @@ func (s sample) Verify(_ context.Context, req alicaptcha.Request) (alicaptcha.Re
 	return alicaptcha.Result{Passed: *out.Body.Result.VerifyResult}, nil
 }
 
-// readAll is the middleware that everybody writes: it reads the whole body,
-// decodes it and puts it back. An error of the Verifier counts as a pass where
-// the vendor's advice is followed.
+// readAll is the usual hand-written middleware: it reads the whole body, decodes it and
+// puts it back. If it follows the vendor's advice, it treats an error of the Verifier as
+// a pass.
 func readAll(
 	verifier alicaptcha.Verifier, decode func(*http.Request, []byte) string, passOnError bool, next http.Handler,
 ) http.Handler {
@@ -69,7 +69,7 @@ func readAll(
 	})
 }
 
-// verify passes r on if verifier passes param.
+// verify calls the next handler if verifier passes param.
 func verify(
 	verifier alicaptcha.Verifier, param string, passOnError bool,
 	next http.Handler, w http.ResponseWriter, r *http.Request,
@@ -82,7 +82,7 @@ func verify(
 	next.ServeHTTP(w, r)
 }
 
-// decodeJSON returns the param in body, or "".
+// decodeJSON returns the param in body, or "" if there is none.
 func decodeJSON(_ *http.Request, body []byte) string {
 	var fields struct {
 		CaptchaVerifyParam string `json:"captchaVerifyParam"`

@@ -12,21 +12,21 @@ import (
 	"github.com/alicaptcha/alicaptcha/bench/internal/loopback"
 )
 
-// A service answers every call with a pass. It reads no more of a call than
-// its length: the simulator's signatures and records would be most of what a
-// run under load measures.
+// A service answers every call with a pass. It reads only the length of a call. Under
+// load, the signature checks and records of the simulator would be most of what is
+// measured.
 type service struct {
 	*httptest.Server
-	opened, open atomic.Int64 // connections, so far and now
+	opened, open atomic.Int64 // connections so far, and at present
 	http2        atomic.Int64 // calls over HTTP/2
 	free         chan struct{}
 }
 
 type serviceConfig struct {
-	tls   bool          // with HTTP/2 for those who want it
-	takes time.Duration // for an answer
-	idle  time.Duration // after which it closes an idle connection; 0 is never
-	hangs bool          // there is no answer until it closes
+	tls   bool          // with HTTP/2 for clients that support it
+	takes time.Duration // the time until it answers
+	idle  time.Duration // the time after which it closes an idle connection; 0 means never
+	hangs bool          // it does not answer until it is closed
 }
 
 func newService(cfg serviceConfig) (*service, error) {
@@ -73,7 +73,7 @@ func newService(cfg serviceConfig) (*service, error) {
 	return s, nil
 }
 
-// close ends the service and the calls that hang in it.
+// close stops the service and ends its hanging calls.
 func (s *service) close() {
 	close(s.free)
 	s.CloseClientConnections()

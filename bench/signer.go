@@ -17,9 +17,9 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// A floor is a Verifier that does no more than the service demands: it signs by
-// ACS3-HMAC-SHA256, sends, and decodes. It has no guard of any kind and is here
-// to show what a call cannot go below.
+// A floor is a Verifier that does only what the service requires: it signs the request
+// with ACS3-HMAC-SHA256, sends it, and decodes the answer, without any other check. It
+// shows the lower limit for the cost of a call.
 type floor struct {
 	url, host string
 	transport http.RoundTripper

@@ -26,26 +26,26 @@ import (
 	"github.com/alicaptcha/alicaptcha/bench/internal/loopback"
 )
 
-// An attack is what clients do to a site. What is nil or zero in it is as in the
-// README's program, with a healthy service.
+// An attack describes what clients do to a site. For fields that are nil or zero, the
+// site is the program of the README, and the service is healthy.
 type attack struct {
 	name          string
-	requests, few int // in a whole and in a short run
+	requests, few int // in a full and in a short run
 	run           func(t *target, n int) error
-	reaches       []alicaptcha.Code // how some of its requests end, else it is none
+	reaches       []alicaptcha.Code // the Codes with which some of its requests must end
 
 	faults  alicaptchatest.Faults
 	service func(*target) error
 	config  func(*target, *alicaptcha.Config)
 	routes  func(*target, *alicaptcha.Middleware, handleFunc) error
 
-	connections int  // to the service, at most; 0 is any number
-	calls       int  // of the service for two requests; 0 is any number
-	outage      bool // it is one: only what stays behind is looked at
+	connections int  // the most connections to the service; 0 means any number
+	calls       int  // the most calls of the service for two requests; 0 means any number
+	outage      bool // the service is out, so only what remains in use is checked
 }
 
 var attacks = []attack{
-	// First, because net/http goes on with the handshakes for 5 s.
+	// This attack is first because net/http continues the handshakes for 5 s.
 	{
 		name: "none: an endpoint that takes connections and says nothing, Timeout 1 s", requests: 200, few: 100,
 		run: sendJunk(200), service: silent, config: bare, outage: true,
@@ -56,8 +56,8 @@ var attacks = []attack{
 		reaches: []alicaptcha.Code{alicaptcha.ParamMissing, alicaptcha.ParamMalformed, alicaptcha.ParamTooLarge},
 	},
 	{
-		// net/http dials for a call although another's connection becomes free
-		// meanwhile, and keeps both.
+		// net/http dials for a call even if the connection of another call becomes
+		// free in the meantime, and keeps both.
 		name: "hang-ups", requests: 4000, few: 160,
 		run: hangUps(128, 600*time.Millisecond, 0, 1, 2, 3), connections: 256 + 64,
 		faults:  alicaptchatest.Faults{Latency: 50 * time.Millisecond, Jitter: 550 * time.Millisecond},
@@ -90,7 +90,7 @@ var attacks = []attack{
 	},
 }
 
-// carry returns a request with param, in the i-th of four ways.
+// carry returns a request that contains param in the i-th of four ways.
 func carry(param string, i int) request {
 	r := request{path: "/login"}
 	kind := "application/json"
@@ -100,7 +100,7 @@ func carry(param string, i int) request {
 		return r
 	case 1:
 		login := map[string]string{"captchaVerifyParam": param, "password": strings.Repeat("x", 200)}
-		body, _ := json.Marshal(login) // strings
+		body, _ := json.Marshal(login) // strings cannot fail
 		r.body = string(body)
 	case 2:
 		kind = "application/x-www-form-urlencoded"
@@ -117,7 +117,7 @@ func carry(param string, i int) request {
 	return r
 }
 
-// junk returns a param that nobody issued.
+// junk returns a param that the service has not issued.
 func junk(i int) string {
 	switch i % 5 {
 	case 0:
@@ -133,7 +133,7 @@ func junk(i int) string {
 	return "junk"
 }
 
-// ask sends r over HTTP/1.1 and HTTP/2 by turns, and wants a rejection.
+// ask sends r alternately over HTTP/1.1 and HTTP/2, and expects a rejection.
 func (t *target) ask(r request, i int) error {
 	l, err := t.wires[i%2].open()
 	if err != nil {
@@ -146,8 +146,8 @@ func (t *target) ask(r request, i int) error {
 	return t.refused(l, err)
 }
 
-// refused wants a rejection from l. The site may have answered although not all
-// could be sent.
+// refused expects a rejection from l. The site may have answered before all of the
+// request was sent.
 func (t *target) refused(l line, sending error) error {
 	status, err := l.answer()
 	switch {
@@ -159,17 +159,17 @@ func (t *target) refused(l line, sending error) error {
 	return nil
 }
 
-// sendJunk returns an attack by junk.
+// sendJunk returns an attack with junk params.
 func sendJunk(atOnce int) func(*target, int) error {
 	return func(t *target, n int) error {
 		return each(n, atOnce, func(i int) error { return t.ask(carry(junk(i/4), i), i) })
 	}
 }
 
-// A header is made long by a unit that is repeated.
+// A header becomes long by the repetition of a unit.
 type header struct {
 	name, prefix, unit string
-	list               bool // it may come many times
+	list               bool // the header may occur many times
 }
 
 var floods = []header{
@@ -188,17 +188,17 @@ var floods = []header{
 	{name: "host", unit: "a."},
 }
 
-// The longest header: net/http's server takes 1 MiB of all of them.
+// longest is the longest header: a server of net/http accepts 1 MiB of headers.
 const longest = 1_000_000
 
-// entry is a value that fits HPACK's dynamic table, of 4096 bytes with the name.
+// entry is a length that fits the dynamic table of HPACK, which has 4096 bytes.
 const entry = 4000
 
-// request returns one with the header in lines of at most most bytes, together
-// not longer than size, or without it if that is 0.
+// request returns a request that has the header in lines of at most most bytes, with a
+// total of at most size bytes. If size is 0, the request does not have the header.
 func (h header) request(size, most int) request {
 	r := request{path: "/login", body: `{"username":"alice"}`}
-	// Sensitive, so that it does not take the other's place in the table.
+	// The field is marked sensitive, so that it does not displace others in the table.
 	switch h.name {
 	case "referer":
 		r.header = []hpack.HeaderField{{Name: "accept", Value: "text/html", Sensitive: true}}
@@ -223,7 +223,7 @@ func (h header) request(size, most int) request {
 func flood(t *target, n int) error {
 	sizes := []int{8 << 10, 64 << 10, 256 << 10, longest}
 	requests := make([]request, 0, 2*len(sizes)*len(floods))
-	for turn := range sizes { // a short run has each header, and each size
+	for turn := range sizes { // a short run uses each header and each size
 		for i, h := range floods {
 			size := sizes[(turn+i)%len(sizes)]
 			overHTTP2 := entry
@@ -236,8 +236,8 @@ func flood(t *target, n int) error {
 	return each(n, 16, func(i int) error { return t.ask(requests[i%len(requests)], i) })
 }
 
-// hangUps returns an attack that hangs up before (0), while (1) and after (2) the
-// body is sent, and while the service is asked (3), within so long.
+// hangUps returns an attack that hangs up before (0), while (1) or after (2) the body is
+// sent, or while the service is asked (3), within the given time.
 func hangUps(atOnce int, within time.Duration, stages ...int) func(*target, int) error {
 	return func(t *target, n int) error {
 		return each(n, atOnce, func(i int) error {
@@ -264,7 +264,7 @@ func hangUps(atOnce int, within time.Duration, stages ...int) func(*target, int)
 	}
 }
 
-// timeouts has chi's middleware stand outside of the gate.
+// timeouts puts chi's Timeout in front of the gate.
 func timeouts(t *target, gate *alicaptcha.Middleware, handle handleFunc) error {
 	for _, d := range []time.Duration{time.Second, 3 * time.Second} {
 		handle("/"+d.String(), middleware.Timeout(d)(gate.Handler(t)))
@@ -272,8 +272,8 @@ func timeouts(t *target, gate *alicaptcha.Middleware, handle handleFunc) error {
 	return nil
 }
 
-// slowBodies sends a byte now and then, and the rest when the timeout leaves
-// little, or has passed.
+// slowBodies sends single bytes slowly, and the rest when little or nothing of the timeout
+// is left.
 func slowBodies(t *target, n int) error {
 	return each(n, n, func(i int) error {
 		r := carry(junk(i), 1+i/4%3)
@@ -299,8 +299,8 @@ func slowBodies(t *target, n int) error {
 	})
 }
 
-// longParams sends params of 32 KiB, of what grows up to sixfold where it is
-// escaped in JSON or in a form, and short ones between them.
+// longParams sends params of 32 KiB, some of which become six times as long when they are
+// escaped in JSON or in a form, and short params in between.
 func longParams(t *target, n int) error {
 	return each(n, 16, func(i int) error {
 		if i/2%2 == 0 {
@@ -321,8 +321,8 @@ func long(i, size int) string {
 	return strings.Repeat(unit, size/len(unit))
 }
 
-// gateway is a service behind one that finds a call of more than 16 KiB too long:
-// it looks at the headers, leaves the body alone, answers, and closes.
+// gateway is a service behind a gateway that refuses calls of more than 16 KiB: it reads
+// the headers but not the body, answers, and closes the connection.
 func gateway(t *target) error {
 	own, err := loopback.Certificate()
 	if err != nil {
@@ -347,25 +347,25 @@ func gateway(t *target) error {
 		}
 		io.WriteString(secure, "HTTP/1.1 413 Request Entity Too Large\r\nContent-Length: 0\r\n\r\n")
 		if i%2 == 0 {
-			secure.Close() // says goodbye first
+			secure.Close() // sends a close notification first
 		}
 	})
 	return nil
 }
 
-// silent is a service that says nothing.
+// silent is a service that never answers.
 func silent(t *target) error {
 	t.accept(func(conn net.Conn, _ int) { io.Copy(io.Discard, conn) })
 	return nil
 }
 
-// bare takes the breaker away, which would not ask, and the budget.
+// bare removes the Breaker, which would not ask the service, and the budget.
 func bare(t *target, cfg *alicaptcha.Config) {
 	cfg.Verifier, cfg.Policy, cfg.Timeout = t.client, nil, time.Second
 }
 
-// echo is a service that repeats the param, each byte escaped, in refusals of
-// status 200 and 400 and in rejections.
+// echo is a service that repeats the param with each byte escaped, in refusals with the
+// statuses 200 and 400 and in rejections.
 func echo(t *target) error {
 	return t.serveCalls(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		param := r.PostFormValue("CaptchaVerifyParam")
@@ -387,8 +387,8 @@ func echo(t *target) error {
 	}))
 }
 
-// nested has one gate twice, and a strict one around another that is there twice
-// and on trial: that asks the service once, and lets everybody through.
+// nested has one gate twice, and a strict gate around another one that is there twice in
+// ReportOnly, so that it asks the service once and lets everybody through.
 func nested(t *target, gate *alicaptcha.Middleware, handle handleFunc) error {
 	trial, err := alicaptcha.New(alicaptcha.Config{
 		Verifier: t.verifier, SceneID: "signup", Mode: alicaptcha.ReportOnly, Logger: quiet,

@@ -15,16 +15,16 @@ import (
 	"github.com/alicaptcha/alicaptcha/bench/internal/cputime"
 )
 
-// Over HTTP/2 a long header is a few bytes on the wire, so it must not cost more
-// than they are worth. 64 KB make a request at most three times as dear as one
-// without; 1 MB, which net/http alone makes ten times as dear, or 64 KB in a line,
-// at most three times as dear as where a handler does nothing.
+// Over HTTP/2 a long header takes only a few bytes on the wire, so it must not be
+// expensive. A request with 64 KB of it costs at most three times as much as one without.
+// A request with 1 MB of it, which costs net/http alone ten times as much, or with 64 KB
+// in one line, costs at most three times as much as with a handler that does nothing.
 func TestHeadersCostLittle(t *testing.T) {
 	gate, err := alicaptcha.New(alicaptcha.Config{Verifier: alicaptchatest.Passing(), SceneID: "login", Logger: quiet})
 	require.NoError(t, err)
 	idle := newBench(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		w.WriteHeader(http.StatusBadRequest)
-		w.Write(make([]byte, 200)) // as much as a rejection
+		w.Write(make([]byte, 200)) // the size of a rejection
 	}))
 	for _, bench := range []struct {
 		name    string
@@ -39,12 +39,12 @@ func TestHeadersCostLittle(t *testing.T) {
 		ours := newBench(t, bench.handler)
 		for _, h := range floods {
 			long := h.request(longest, entry)
-			if !h.list { // one line, and each of its bytes is sent
+			if !h.list { // a single line, all of whose bytes are sent
 				long = h.request(64<<10, 64<<10)
 			}
 			beside := dearer(t, 8, ours, long, idle, long)
 			with := 0.0
-			if h.name != "host" { // it may come once
+			if h.name != "host" { // it may occur only once
 				with = dearer(t, 200, ours, h.request(64<<10, entry), ours, h.request(0, entry))
 			}
 			t.Logf("%s, %s: %.40q…: %.1f times a request without; if longer, %.1f times net/http alone",
@@ -88,8 +88,8 @@ func newBench(t *testing.T, handler http.Handler) bench {
 	return bench{site.Addr().String()}
 }
 
-// dearer returns how many times the processor time of n requests b on its site
-// that of n requests a on its own is, at best.
+// dearer returns the least ratio of the processor time of n requests a on siteA to that
+// of n requests b on siteB.
 func dearer(t *testing.T, n int, siteA bench, a request, siteB bench, b request) float64 {
 	var bestA, bestB, ratio float64
 	for round := range 10 {
@@ -105,7 +105,7 @@ func dearer(t *testing.T, n int, siteA bench, a request, siteB bench, b request)
 	return ratio
 }
 
-// cost returns the processor time that this process takes for n requests.
+// cost returns the processor time of this process for n requests.
 func (b bench) cost(t *testing.T, n int, r request) float64 {
 	conn, err := dialH2(b.address)
 	require.NoError(t, err)
@@ -126,7 +126,7 @@ func (b bench) cost(t *testing.T, n int, r request) float64 {
 		}
 	}
 	var block []byte
-	for range 2 { // the second one has only what is not in the table
+	for range 2 { // the second block has only what is not in the dynamic table
 		encoded, err := conn.encode(r)
 		require.NoError(t, err)
 		block = bytes.Clone(encoded)

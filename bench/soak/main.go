@@ -1,14 +1,19 @@
-// Command soak puts one program through an outage of the service and out again,
-// under load, then under attack by its clients, and prints how it fared:
+// Command soak tests a program under load while the service fails and recovers, and then
+// under attack by its clients. It prints a report:
 //
 //	cd bench && go run ./soak
 //
-// Service, site, load and attackers are in one process and talk over loopback. It
-// takes less than two minutes and ends by itself, with status 1 if a promise is
-// broken. In the outage: each request is accounted for, nobody is let in beyond the
-// budget, and the gate recovers within one interval of its breaker. Under attack:
-// nobody is let in, and no client can make the service look as if it were out. In
-// both nothing stays behind. It needs Linux, as bench does.
+// Service, site, load and attackers run in one process and communicate over loopback. The
+// program takes less than two minutes. Its exit status is 1 if one of these conditions
+// does not hold:
+//
+//   - In the outage, every request is accounted for, no more requests are let through
+//     than the budget allows, and the gate recovers within one interval of its Breaker.
+//   - Under attack, no request is let through, and no client can feign an outage of the
+//     service.
+//   - Afterwards, no goroutine, connection or memory remains in use.
+//
+// Like bench, it needs Linux to run.
 package main
 
 import (
@@ -64,9 +69,9 @@ func run(perSecond int, phase time.Duration) error {
 const (
 	serviceTakes = 5 * time.Millisecond
 	budgetBurst  = 20
-	budgetRate   = 2 // a second
+	budgetRate   = 2 // per second
 	otherRate    = 200
-	mostAtOnce   = 4096 // logins that the load has under way
+	mostAtOnce   = 4096 // the most logins of the load at a time
 )
 
 type phase struct {
@@ -84,7 +89,7 @@ var phases = []phase{
 	{"healthy", alicaptchatest.Faults{Latency: serviceTakes}},
 }
 
-// A tally is what was seen in one phase.
+// A tally is the result of one phase.
 type tally struct {
 	offered, skipped int
 	outcomes         map[alicaptcha.Code]int
@@ -100,9 +105,9 @@ type soakRun struct {
 	tallies []tally
 
 	entered  atomic.Int64 // requests that reached the gate
-	answered atomic.Int64 // those whose client waited, by the client's count
+	answered atomic.Int64 // requests whose client waited for the answer, counted by the client
 	lost     atomic.Value // the error of a client that waited in vain
-	waited   atomic.Int64 // those whose client waited, by the gate's
+	waited   atomic.Int64 // requests whose client waited for the answer, counted by the gate
 	inside   atomic.Int64 // calls of the handler
 }
 
@@ -124,9 +129,9 @@ func (s *soakRun) observe(_ context.Context, o alicaptcha.Outcome) {
 	})
 }
 
-// soak runs all phases and returns the report, and an error for each promise
-// that was broken; of those about time only if timed. The gate's Timeout, and
-// how long its breaker is open, is a fifth of a phase.
+// soak runs all phases and returns the report, and an error for each condition that does
+// not hold. It checks conditions on time only if timed is set. The Timeout of the gate
+// and the interval of its Breaker are a fifth of a phase.
 func soak(perSecond int, each time.Duration, timed bool) (string, error) {
 	patience := each / 5
 	goroutines, heap := settle(0)
@@ -197,7 +202,7 @@ func soak(perSecond int, each time.Duration, timed bool) (string, error) {
 	return b.String(), errors.Join(errs...)
 }
 
-// drive sets up service, site and load, and takes them down again.
+// drive starts service, site and load, and stops them again.
 func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 	simulator := alicaptchatest.NewSimulator(alicaptchatest.Config{})
 	service := httptest.NewServer(simulator)
@@ -246,9 +251,9 @@ func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 			MaxIdleConnsPerHost: mostAtOnce, DialContext: (&net.Dialer{}).DialContext,
 		}}
 	}
-	// Those who hang up have connections of their own, as they are other people:
-	// net/http hands on the connection of an answer without a body before the
-	// request is done with it, and one that hangs up just then ends both.
+	// Clients that hang up have connections of their own. For an answer without a
+	// body, net/http reuses the connection before the request is done, so a client
+	// that hangs up at that moment would end another request as well.
 	load, hasty := newLoad(), newLoad()
 	defer load.CloseIdleConnections()
 	defer hasty.CloseIdleConnections()
@@ -294,7 +299,7 @@ func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 		tick.Stop()
 	}
 	underWay.Wait()
-	// Handlers whose clients went away may still be at work.
+	// Handlers whose clients have disconnected may still be running.
 	deadline := time.Now().Add(10 * time.Second)
 	for s.count() != int(s.entered.Load()) && time.Now().Before(deadline) {
 		time.Sleep(10 * time.Millisecond)
@@ -313,7 +318,7 @@ func (s *soakRun) count() (n int) {
 	return n
 }
 
-// login sends the n-th login: an honest one, junk, or one that hangs up.
+// login sends the n-th login, which may be valid, be junk, or hang up.
 func (s *soakRun) login(load, hasty *http.Client, site string, simulator *alicaptchatest.Simulator, n int) {
 	param := "junk"
 	if n%20 != 1 {
@@ -382,7 +387,7 @@ func settle(want int) (goroutines int, heap float64) {
 	return goroutines, float64(m.HeapAlloc) / (1 << 20)
 }
 
-// percentile returns the p-th of d, rounded, or 0 where there are none.
+// percentile returns the p-th percentile of d, rounded, or 0 if d is empty.
 func percentile(d []time.Duration, p int) time.Duration {
 	if len(d) == 0 {
 		return 0

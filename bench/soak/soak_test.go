@@ -22,16 +22,16 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// A short soak with a small load keeps every promise but those about time,
-// which a busy machine could break.
+// A short soak with a small load meets every condition. Conditions on time are not
+// checked, since a busy machine could break them.
 func TestSoak(t *testing.T) {
 	report, err := soak(100, 500*time.Millisecond, false)
 	require.NoError(t, err, report)
 	require.Contains(t, report, "throttling")
 }
 
-// A few of each attack, by which no client gets in, makes the service look as if
-// it were out, or leaves anything behind.
+// In a short run of each attack, no client is let through, feigns an outage, or leaves
+// anything behind.
 func TestAttacks(t *testing.T) {
 	report, err := underAttack(true)
 	t.Log(report)

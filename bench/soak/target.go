@@ -19,29 +19,29 @@ import (
 	"github.com/alicaptcha/alicaptcha/bench/internal/loopback"
 )
 
-// A target is the README's program with its budget, a service, and what is seen
-// of the two.
+// A target is the program of the README with its budget, a service, and the counts of
+// what happens in both.
 type target struct {
-	simulator     *alicaptchatest.Simulator // also where it does not serve
+	simulator     *alicaptchatest.Simulator // exists even if another service is used
 	site, service *sockets
 	client        *alicaptcha.Client
 	verifier      alicaptcha.Verifier
 	wires         [2]*wire // over HTTP/1.1 and HTTP/2
 	stop          []func()
-	rest          func() // has the service close its idle connections; nil if it has none
+	rest          func() // makes the service close its idle connections; may be nil
 
-	entered atomic.Int64 // requests that reached a gate
-	letIn   atomic.Int64 // those that came through it
-	moves   atomic.Int64 // of the breaker
+	entered atomic.Int64 // requests that have reached a gate
+	letIn   atomic.Int64 // requests that a gate has let through
+	moves   atomic.Int64 // changes of state of the Breaker
 
 	mu       sync.Mutex
 	outcomes map[alicaptcha.Code]int
 }
 
-// sockets is a listener that counts its connections.
+// sockets is a listener that counts connections.
 type sockets struct {
 	net.Listener
-	opened, open atomic.Int64 // so far, and now
+	opened, open atomic.Int64 // so far, and at present
 }
 
 func listen() (*sockets, error) {
@@ -71,13 +71,13 @@ func (s *socket) Close() error {
 
 var quiet = slog.New(slog.DiscardHandler)
 
-// newTarget starts the site that a is made on, and its service.
+// newTarget starts the site for the attack a, and its service.
 func newTarget(a attack) (*target, error) {
 	t := &target{
 		simulator: alicaptchatest.NewSimulator(alicaptchatest.Config{}),
 		outcomes:  make(map[alicaptcha.Code]int),
 	}
-	t.stop = append(t.stop, func() { t.simulator.SetFaults(alicaptchatest.Faults{}) }) // no call hangs
+	t.stop = append(t.stop, func() { t.simulator.SetFaults(alicaptchatest.Faults{}) }) // ends the calls that hang
 	var errs [3]error
 	t.site, errs[0] = listen()
 	t.service, errs[1] = listen()
@@ -140,10 +140,10 @@ func newTarget(a attack) (*target, error) {
 	return t, t.serve(t.site, server)
 }
 
-// A handleFunc adds a route with its gate.
+// A handleFunc adds a route behind a gate.
 type handleFunc func(path string, gated http.Handler)
 
-// serve has server serve HTTP/1.1 and HTTP/2 until t is closed.
+// serve makes server serve HTTP/1.1 and HTTP/2 until t is closed.
 func (t *target) serve(l net.Listener, server *http.Server) error {
 	own, err := loopback.Certificate()
 	if err != nil {
@@ -156,7 +156,7 @@ func (t *target) serve(l net.Listener, server *http.Server) error {
 	return nil
 }
 
-// serveCalls has the service served by handler.
+// serveCalls makes handler the service.
 func (t *target) serveCalls(handler http.Handler) error {
 	var mu sync.Mutex
 	unused := make(map[net.Conn]bool)
@@ -182,8 +182,8 @@ func (t *target) serveCalls(handler http.Handler) error {
 	return t.serve(t.service, server)
 }
 
-// accept has a service that is not net/http's talk to each of its connections.
-// hangUp closes them.
+// accept makes talk the service, which handles each connection without net/http.
+// hangUp closes the connections.
 func (t *target) accept(talk func(conn net.Conn, i int)) (hangUp func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	t.stop = append(t.stop, func() {
@@ -206,7 +206,7 @@ func (t *target) accept(talk func(conn net.Conn, i int)) (hangUp func()) {
 	return cancel
 }
 
-// ServeHTTP is behind the gate.
+// ServeHTTP is the handler behind the gate.
 func (t *target) ServeHTTP(http.ResponseWriter, *http.Request) { t.letIn.Add(1) }
 
 func (t *target) observe(_ context.Context, o alicaptcha.Outcome) {
@@ -215,14 +215,14 @@ func (t *target) observe(_ context.Context, o alicaptcha.Outcome) {
 	t.outcomes[o.Code]++
 }
 
-// close stops site and service, whatever still goes on there.
+// close stops site and service, even if requests are under way.
 func (t *target) close() {
 	for _, stop := range t.stop {
 		stop()
 	}
 }
 
-// counter is a slog.Handler that counts what it is told.
+// counter is a slog.Handler that counts the records.
 type counter struct{ n *atomic.Int64 }
 
 func (counter) Enabled(context.Context, slog.Level) bool    { return true }
@@ -230,8 +230,8 @@ func (c counter) Handle(context.Context, slog.Record) error { c.n.Add(1); return
 func (c counter) WithAttrs([]slog.Attr) slog.Handler        { return c }
 func (c counter) WithGroup(string) slog.Handler             { return c }
 
-// each makes n requests, so many at once, and returns how many of them had an
-// error, and one of those.
+// each makes n requests, a limited number of them at once. It returns the number of
+// errors, and one of the errors.
 func each(n, atOnce int, one func(i int) error) error {
 	var all sync.WaitGroup
 	var next atomic.Int64

@@ -13,21 +13,21 @@ import (
 	"github.com/alicaptcha/alicaptcha"
 )
 
-// settling is how long after the last attack nothing may be left. The default
-// transport keeps an idle connection for 10 s.
+// settling is the time after the last attack by which nothing may remain in use. The
+// default transport keeps idle connections for 10 s.
 const settling = 15 * time.Second
 
-// A course is how one attack went.
+// A course is the result of one attack.
 type course struct {
 	requests      int
 	took          time.Duration
 	site, service int64 // connections at its end
 }
 
-// underAttack makes the attacks one after the other, each on a target of its own,
-// and returns the report, and an error for each promise that was broken. In a
-// short run there are few requests, and at its end the services close their idle
-// connections, which else the default transport does.
+// underAttack runs the attacks one after the other, each on a target of its own. It
+// returns the report, and an error for each condition that does not hold. In a short run
+// there are few requests, and at the end the services close their idle connections, in
+// place of the default transport.
 func underAttack(short bool) (string, error) {
 	targets, courses := make([]*target, len(attacks)), make([]course, len(attacks))
 	for i, a := range attacks {
@@ -95,13 +95,13 @@ func underAttack(short bool) (string, error) {
 	return b.String(), errors.Join(errs...)
 }
 
-// suffer has n requests of a made on t.
+// suffer makes n requests of the attack a on t.
 func (t *target) suffer(a attack, n int) (course, error) {
 	start := time.Now()
 	err := a.run(t, n)
 	c := course{requests: n, took: time.Since(start)}
 	t.wires[1].close()
-	// Handlers whose clients went away may still be at work.
+	// Handlers whose clients have disconnected may still be running.
 	for end := time.Now().Add(patience); t.seen() < t.entered.Load() && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
@@ -109,15 +109,15 @@ func (t *target) suffer(a attack, n int) (course, error) {
 	return c, err
 }
 
-// behind returns how many goroutines and descriptors there are.
+// behind returns the number of goroutines and of file descriptors.
 func behind() (goroutines, descriptors int) {
-	entries, _ := os.ReadDir("/proc/self/fd") // none where there is no such place
+	entries, _ := os.ReadDir("/proc/self/fd") // none on systems without /proc
 	return runtime.NumGoroutine(), len(entries)
 }
 
 func (t *target) isOpen() bool { return t.site.open.Load() > 0 || t.service.open.Load() > 0 }
 
-// seen returns how many Outcomes there were.
+// seen returns the number of Outcomes.
 func (t *target) seen() (n int64) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -127,7 +127,7 @@ func (t *target) seen() (n int64) {
 	return n
 }
 
-// ends says how the requests ended.
+// ends describes how the requests ended.
 func (t *target) ends(requests int) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -142,10 +142,10 @@ func (t *target) ends(requests int) string {
 	return strings.Join(ends, ", ")
 }
 
-// opened are the Codes that a Policy can open with a bound, and no others.
+// opened lists the Codes that a Policy can let through, but only with a bound.
 var opened = []alicaptcha.Code{alicaptcha.ServiceTimeout, alicaptcha.ServiceUnavailable, alicaptcha.Misconfigured}
 
-// faults returns which promises a has broken.
+// faults returns the conditions that do not hold for the attack.
 func (t *target) faults(a attack) (errs []error) {
 	check := func(ok bool, format string, args ...any) {
 		if !ok {

@@ -19,15 +19,15 @@ import (
 )
 
 const (
-	patience       = 20 * time.Second // how long a line may take in all
-	streamsOfAConn = 100              // net/http's server takes 250 at once
+	patience       = 20 * time.Second // the most time that a line may take
+	streamsOfAConn = 100              // a server of net/http accepts 250 at a time
 	frameBytes     = 16 << 10
 )
 
-// A request is written by hand, because net/http's client would refuse what is
-// odd in it, and would not end it anywhere.
+// A request is written without the client of net/http, which would refuse malformed
+// requests and cannot stop at any point of a request.
 type request struct {
-	path, host string // empty: /login, and the site's address
+	path, host string // default to /login and the address of the site
 	header     []hpack.HeaderField
 	body       string
 }
@@ -40,7 +40,7 @@ type line interface {
 	// send sends a part of the body.
 	send(part string, last bool) error
 
-	// answer returns the status that the site answers, and ends the line.
+	// answer returns the status of the answer and ends the line.
 	answer() (int, error)
 
 	// hangUp ends the line.
@@ -66,8 +66,8 @@ func dial(address, protocol string) (*tls.Conn, error) {
 	return conn, conn.SetDeadline(time.Now().Add(patience))
 }
 
-// open returns a line: a connection of its own over HTTP/1.1, a stream of a
-// connection that it shares with others over HTTP/2.
+// open returns a line: over HTTP/1.1 a connection of its own, and over HTTP/2 a stream of
+// a shared connection.
 func (w *wire) open() (line, error) {
 	if !w.http2 {
 		conn, err := dial(w.address, "http/1.1")
@@ -89,7 +89,7 @@ func (w *wire) open() (line, error) {
 	return &h2Line{conn: w.conns[len(w.conns)-1], answered: make(chan int, 1)}, nil
 }
 
-// close closes the connections that lines share. No line may be in use.
+// close closes the shared connections. No line may be in use.
 func (w *wire) close() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -101,7 +101,7 @@ func (w *wire) close() {
 
 type h1Line struct {
 	conn *tls.Conn
-	last bool // the body is whole
+	last bool // the whole body has been sent
 }
 
 func (l *h1Line) head(r request) error {
@@ -136,8 +136,8 @@ func (l *h1Line) answer() (int, error) {
 	return resp.StatusCode, err
 }
 
-// hangUp resets the connection if the body is whole, as a program that crashes
-// does, and else says goodbye.
+// hangUp resets the connection if the whole body has been sent, as if the program had
+// crashed. Otherwise it closes the connection properly.
 func (l *h1Line) hangUp() {
 	if tcp, ok := l.conn.NetConn().(*net.TCPConn); ok && l.last {
 		tcp.SetLinger(0)
@@ -150,10 +150,10 @@ func (l *h1Line) hangUp() {
 // An h2Conn is a connection over HTTP/2.
 type h2Conn struct {
 	conn *tls.Conn
-	done chan struct{} // closed when nothing more is read
+	done chan struct{} // closed when reading has ended
 
 	mu      sync.Mutex
-	framer  *http2.Framer // its reading half is read's alone
+	framer  *http2.Framer // only the method read may use its reading half
 	block   bytes.Buffer
 	encoder *hpack.Encoder // writes to block
 	streams map[uint32]*h2Line
@@ -227,8 +227,8 @@ func (c *h2Conn) ended() bool {
 	}
 }
 
-// encode returns the header of r in HPACK. Only what is r's own comes into the
-// dynamic table, so that a long line in it is sent once, and repeated in a byte.
+// encode returns the header of r in HPACK. Only the lines of r itself enter the dynamic
+// table, so that a long line is sent once and then repeated in a single byte.
 func (c *h2Conn) encode(r request) ([]byte, error) {
 	c.block.Reset()
 	host := r.host
@@ -256,7 +256,7 @@ func (c *h2Conn) close() {
 	<-c.done
 }
 
-// An h2Line is a stream. The connection's lock guards its status.
+// An h2Line is a stream. The lock of the connection guards its status.
 type h2Line struct {
 	conn     *h2Conn
 	id       uint32
@@ -264,7 +264,7 @@ type h2Line struct {
 	answered chan int
 }
 
-// read notes that something of the answer was read.
+// read records that a part of the answer has been read.
 func (l *h2Line) read(end bool) {
 	if end {
 		delete(l.conn.streams, l.id)
@@ -282,7 +282,7 @@ func (l *h2Line) head(r request) error {
 	return l.start(block, r.body == "")
 }
 
-// start sends block as the stream's header.
+// start sends block as the header of the stream.
 func (l *h2Line) start(block []byte, end bool) error {
 	c := l.conn
 	l.id = c.next

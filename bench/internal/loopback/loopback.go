@@ -1,5 +1,5 @@
-// Package loopback has the TLS certificate of services on 127.0.0.1, and makes it
-// the only root that this process trusts.
+// Package loopback provides the TLS certificate for services on 127.0.0.1, and makes it
+// the only root certificate that this process trusts.
 package loopback
 
 import (
@@ -19,9 +19,9 @@ import (
 	"time"
 )
 
-// Certificate returns the services' certificate, each time the same. httptest's
-// own has an RSA key: a millisecond of a core for every handshake, which a real
-// service spends on its own.
+// Certificate returns the certificate of the services, which is the same for every call.
+// That of httptest has an RSA key, which takes a millisecond of a core for every
+// handshake. With a real service, another machine spends that time.
 var Certificate = sync.OnceValues(func() (tls.Certificate, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -36,10 +36,11 @@ var Certificate = sync.OnceValues(func() (tls.Certificate, error) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
 })
 
-// Only makes [Certificate] the system's only root, on Linux: neither alicaptcha's
-// own transport nor the SDK's can be given one. It also takes proxies and DEBUG
-// out of the environment. It has to be called before anything looks at a
-// certificate. forget removes the file that it made.
+// Only makes [Certificate] the only root certificate of the system for this process. It
+// works on Linux. It is needed because the default transports of alicaptcha and of the
+// SDK cannot be given a root. Only also removes proxies and DEBUG from the environment.
+// It must be called before any certificate is verified. The function forget removes the
+// file that Only has created.
 func Only() (forget func(), err error) {
 	own, err := Certificate()
 	if err != nil {
