@@ -95,7 +95,7 @@ func (c ClientConfig) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("region", string(c.Region)), slog.String("endpoint", c.shownEndpoint()))
 }
 
-// MarshalJSON implements [json.Marshaler]. It returns c without its keys.
+// MarshalJSON implements [encoding/json.Marshaler]. It returns c without its keys.
 func (c ClientConfig) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(c)) }
 
 // shownEndpoint returns the Endpoint, unless it may contain a password.

@@ -49,7 +49,7 @@ func (r Request) LogValue() slog.Value {
 	return slog.GroupValue(slog.Int("param_bytes", len(r.Param)), slog.String("scene", r.SceneID))
 }
 
-// MarshalJSON implements [json.Marshaler]. It returns r without its Param. The
+// MarshalJSON implements [encoding/json.Marshaler]. It returns r without its Param. The
 // JSON handler of slog calls it where r is part of another value.
 func (r Request) MarshalJSON() ([]byte, error) { return json.Marshal(fmt.Sprint(r)) }
 
