@@ -19,15 +19,15 @@ type BreakerConfig struct {
 	// means 5. A call that does not count, see [Breaker], does not end a row.
 	Failures int
 
-	// FailureRatio is the share of the calls within the last Window that must have
-	// failed as well, because at a high rate a few failures in a row are no sign of
-	// an outage. It applies if MinCalls or more have ended within Window. It must
-	// be in (0, 1]. Zero means 0.8.
+	// FailureRatio is a second condition, besides Failures: the share of the calls
+	// of the last Window that must have failed. At a high rate, a few failures in a
+	// row are no sign of an outage. It applies if at least MinCalls have ended within
+	// Window. It is at most 1. Zero means 0.8.
 	FailureRatio float64
 
 	// Window is how long a call counts for FailureRatio, measured from its end and
-	// in steps of a tenth of Window. It must be between 1 ms and 24 h. Zero means
-	// 1 s: then calls that hang are not outweighed by those that succeeded before.
+	// in steps of a tenth of Window. It is 1 ms to 24 h. Zero means 1 s, which is
+	// short enough that earlier successes do not outweigh calls that hang.
 	Window time.Duration
 
 	// MinCalls is how many calls must have ended within Window for FailureRatio to
@@ -35,19 +35,21 @@ type BreakerConfig struct {
 	MinCalls int
 
 	// OpenFor is how long the breaker stays open, at most, before it lets probes
-	// through. Zero means 5 s. The first opening lasts a fortieth of OpenFor, and
-	// each one that follows a failed probe a quarter longer than the last. The
-	// length starts over after a probe that succeeded, and after the breaker was
-	// closed for Window or longer. Every opening is shortened at random by up to
-	// half, so that replicas do not probe together.
+	// through. Zero means 5 s. The first opening lasts 1/40 of OpenFor. After each
+	// failed probe the next one is a quarter longer. It is 1/40 again after a probe
+	// that succeeded, or after the breaker was closed for at least Window. Every
+	// opening is shortened at random by up to half, so that replicas do not probe
+	// together.
 	OpenFor time.Duration
 
 	// Probes is how many calls must succeed after an opening to close the breaker.
-	// If one fails, it opens again. Zero means 3. Until one of them has ended, only
-	// one is let through, so that a service that hangs holds one caller at a time.
+	// If one fails, it opens again. Zero means 3. The first probe is alone, and the
+	// others are let through together once it has succeeded, so that a service that
+	// hangs holds one caller at a time.
 	Probes int
 
-	// Logger is told of changes of state. If nil, it is slog.Default.
+	// Logger receives a line for each change of state: at warn when the breaker opens,
+	// and otherwise at info. Nil means slog.Default.
 	Logger *slog.Logger
 
 	_ [0]func() // fields by name only
@@ -57,16 +59,17 @@ type BreakerConfig struct {
 // asking its Verifier.
 var ErrBreakerOpen = errors.New("alicaptcha: the breaker is open")
 
-// Breaker is a [Verifier] that asks another one until the service fails, and then
-// answers ServiceUnavailable at once, with [ErrBreakerOpen] as the cause, until
-// it has recovered. It is safe for concurrent use; the gates of several routes
-// should share one. A nil or zero Breaker answers Misconfigured.
+// A Breaker is a [Verifier] that asks another one. When the service fails repeatedly,
+// the Breaker opens: it answers ServiceUnavailable at once, with [ErrBreakerOpen] as
+// the cause, until the service has recovered. It is safe for concurrent use; the gates
+// of several routes should share one. A nil or zero Breaker answers Misconfigured.
 //
-// ServiceTimeout, ServiceUnavailable and any error that is no *Error are
-// failures. A verdict is a success, a rejection too, and so are ServiceThrottled and
-// Misconfigured. What a client can bring about without the service does not count,
-// RequestRefused and Overloaded among it, nor does a call that was canceled or
-// panicked: else junk would keep real users out, or waiting for a service that hangs.
+// ServiceTimeout, ServiceUnavailable and any error that is not an *Error are failures.
+// Every verdict is a success, even a rejection, and so are ServiceThrottled and
+// Misconfigured. What a client can cause does not count: RequestRefused, Overloaded,
+// ParamMalformed, ParamTooLarge, and a call that was canceled or panicked. Otherwise
+// junk could open the breaker and keep real users out, or keep it closed while the
+// service hangs.
 type Breaker struct {
 	verifier Verifier
 	cfg      BreakerConfig
@@ -89,9 +92,9 @@ type Breaker struct {
 // through.
 type BreakerState string
 
-// NewBreaker returns a Breaker that asks v, or an error that joins every fault of
-// the arguments. The Logger of cfg is called outside of the Breaker's locks, by the
-// call that brought the change of state about.
+// NewBreaker returns a Breaker that asks v, or an error that joins all faults of the
+// arguments. The Logger of cfg is called by the call that caused the change of state,
+// while no lock of the Breaker is held.
 func NewBreaker(v Verifier, cfg BreakerConfig) (*Breaker, error) {
 	var errs []error
 	check := func(ok bool, fault string) {
@@ -176,8 +179,8 @@ func (b *Breaker) logChanges() {
 	}
 }
 
-// State returns the state. Once an opening is over it moves the breaker from open to
-// half-open, and logs that, as a call would. A nil or zero Breaker is open.
+// State returns the state. If an opening is over, it moves the breaker from open to
+// half-open and logs that, as a call would. A nil or zero Breaker is open.
 func (b *Breaker) State() BreakerState {
 	if b == nil || b.circuit == nil {
 		return BreakerState(gobreaker.StateOpen.String())
@@ -208,7 +211,8 @@ var (
 	errNeutral = errors.New("the call says nothing of the service")
 )
 
-// Verify asks the Verifier, unless the breaker is open. It changes no answer.
+// Verify asks the Verifier, unless the breaker is open, and returns its answer
+// unchanged.
 func (b *Breaker) Verify(ctx context.Context, req Request) (Result, error) {
 	if b == nil || b.circuit == nil {
 		return Result{}, &Error{Code: Misconfigured, Err: errNoBreaker}

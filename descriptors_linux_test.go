@@ -22,7 +22,8 @@ func TestNewWarnsOfDescriptors(t *testing.T) {
 		}
 		return
 	}
-	child := exec.Command("sh", "-c", `ulimit -n 128 && exec "$0" -test.v -test.run '^TestNewWarnsOfDescriptors$'`, os.Args[0])
+	const run = `ulimit -n 128 && exec "$0" -test.v -test.run '^TestNewWarnsOfDescriptors$'`
+	child := exec.Command("sh", "-c", run, os.Args[0])
 	child.Env = append(os.Environ(), "ALICAPTCHA_TEST_DESCRIPTORS=1")
 	out, err := child.CombinedOutput()
 	require.NoError(t, err, "%s", out)

@@ -35,7 +35,7 @@ func DefaultExtractors() []Extractor {
 }
 
 // FromHeader returns an Extractor that takes the param from the first header of that
-// name. Many proxies refuse headers as long as a V2 param, which belongs in a body.
+// name. A V2 param belongs in the body: many proxies refuse a header of its length.
 //
 // It panics if name is not a valid header name.
 func FromHeader(name string) Extractor {
@@ -59,8 +59,8 @@ func notInToken(r rune) bool {
 // application/x-www-form-urlencoded or multipart/form-data. It finds nothing in other
 // bodies or in the URL's query, which ends up in logs.
 //
-// Of several fields it takes the first in the body that is not empty. A file is not a
-// field. In a multipart body put the field before any file: only the first
+// If the body has several of the fields, it takes the first that is not empty in the
+// order of the body. A file is not a field. In a multipart body put the field before any file: only the first
 // Config.MaxBodyBytes are searched. If the form was parsed before, the parsed form is
 // searched.
 //
@@ -79,8 +79,8 @@ func FromForm(fields ...string) Extractor {
 // the name of a member of the top-level object, and its case matters. A field that
 // begins with "/" is a JSON Pointer (RFC 6901).
 //
-// Of several fields it takes the first in the body that is not empty. If a name occurs
-// twice, the first counts. A value that is not a string is an error, even null, and so
+// If the body has several of the fields, it takes the first that is not empty in the
+// order of the body. A value that is not a string is an error, even null, and so
 // is a body that is not strict JSON (RFC 8259) up to the field. What follows the field
 // is not examined.
 //
@@ -101,7 +101,7 @@ func FromJSON(fields ...string) Extractor {
 // FromBody returns an Extractor that works as [FromForm] or [FromJSON] does, depending on
 // the body's Content-Type. In a form, a field that begins with "/" is an ordinary name.
 //
-// It panics if one of the two would.
+// It panics if FromForm or FromJSON would.
 func FromBody(fields ...string) Extractor {
 	fields = checkFields("FromBody", fields)
 	paths := checkPaths("FromBody", fields)

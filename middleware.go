@@ -2,7 +2,8 @@
 // [http.Handler].
 //
 // A [Middleware] takes the CaptchaVerifyParam, in short the param, from a header, a
-// form or a JSON body. The page's widget made it when its user solved the challenge.
+// form or a JSON body. The widget on the page makes it when the user has solved the
+// challenge.
 // The Middleware asks the service for its verdict through a [Verifier], usually a
 // [Client]. Then it either passes the request on, with the [Outcome] in its context,
 // or rejects it, as a [Policy] says:
@@ -74,39 +75,41 @@ type Config struct {
 	// ClientCanceled. [NewProblem] gives it the texts and headers of the usual
 	// answer.
 	//
-	// If it calls a handler, it should pass on the request that it was given. A gate
-	// or Require in that handler then writes the usual rejection. With another
-	// request they wait for the first rejection, for at most Timeout and 2 seconds.
+	// If OnReject calls a handler, it should pass on the request that it was given: a
+	// gate or Require in that handler then writes the usual rejection at once. With
+	// any other request it would first wait for this rejection, for up to Timeout and
+	// 2 seconds.
 	OnReject func(http.ResponseWriter, *http.Request, Outcome)
 
 	// Observe, if not nil, is called once for each Outcome, before the handler or
-	// the rejection. Its context is the request's, but FromContext does not find the
-	// Outcome in it yet, and Ask and Require return false.
+	// the rejection. Its context is the request's. FromContext does not find the
+	// Outcome in it yet, and Ask and Require must not be called: they return false.
 	Observe func(context.Context, Outcome)
 
 	// Logger receives a line for each Outcome: passes and exempt requests at debug,
 	// rejections at info, and what the operator should see at warn and error. Of the
-	// latter only the first in a minute for each Code has its level, with the number
-	// of such lines since the last one in captcha.count; the others are at info. The
-	// context of a line is the request's. Nil means slog.Default.
+	// latter only the first in a minute for each Code keeps its level, and has the
+	// number of such lines since the last one in captcha.count; the others are at info.
+	// A request that a Limiter lets through is always at warn or above. The context of
+	// a line is the request's. Nil means slog.Default.
 	Logger *slog.Logger
 
 	// Timeout bounds a call to the service. Zero means 5 seconds; New refuses less
 	// than 100 milliseconds.
 	//
-	// An earlier deadline of the request's context bounds the call too. A call that
-	// gets no answer although it had at least a second, or Timeout if that is less,
-	// ends as ServiceTimeout. One that the request's deadline left less ends as
-	// Overloaded. A client that hangs up does not end the call.
+	// An earlier deadline of the request's context bounds the call too. A call without
+	// an answer ends as ServiceTimeout if it had at least a second, or Timeout if that
+	// is less. It ends as Overloaded if the request's deadline left it less. The call
+	// goes on if the client hangs up.
 	Timeout time.Duration
 
 	// MaxParamBytes bounds the length of the param. Zero means 32 KiB. The longest
-	// param that was seen of the service has 28 KB.
+	// param seen from the service is 28 KB.
 	MaxParamBytes int
 
 	// MaxBodyBytes bounds how far Extractors may read into a body. It does not bound
-	// the body that the handler reads. Zero means 128 KiB, because a param may grow
-	// up to sixfold if it is escaped.
+	// the body that the handler reads. Zero means 128 KiB. A param grows up to sixfold
+	// if each of its characters is escaped, and the longest ones would then not fit.
 	MaxBodyBytes int
 
 	// MaxConcurrent bounds the number of verifications at the same time. A request
@@ -123,7 +126,7 @@ type Config struct {
 	// the route, the session or an identity that the server has verified itself.
 	// It must not read the body or trust client input, such as a header or a
 	// cookie that is not signed: a bot would choose Exempt. If it panics or returns
-	// another value than the three Modes, the request is rejected as Misconfigured.
+	// none of the three Modes, the request is rejected as Misconfigured.
 	ModeFunc func(*http.Request) Mode
 
 	_ [0]func() // requires field names in literals, and forbids comparison

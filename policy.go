@@ -24,8 +24,8 @@ const (
 
 	// T005 means that the service passed the param because the scene is in test
 	// mode, in which it passes everybody. It is rejected by default. If a Policy
-	// allows it, for staging, Outcome.Verified is still false: a handler that
-	// demands something else of unverified users demands it of everybody.
+	// allows it, for staging, Outcome.Verified is still false: a handler that asks
+	// more of unverified users asks it of everybody.
 	T005 Code = "T005"
 
 	T006 Code = "T006" // passed by the console's allow-list
@@ -43,16 +43,16 @@ const (
 	F011 Code = "F011" // too many requests from one device
 	F012 Code = "F012" // the param is of another scene
 	F013 Code = "F013" // the param is incomplete
-	F014 Code = "F014" // never initialized, or more than 20 minutes ago
+	F014 Code = "F014" // the challenge was never started, or more than 20 minutes ago
 	F015 Code = "F015" // the interaction failed
 	F016 Code = "F016" // refused by the console's URL policy
 	F017 Code = "F017" // suspected attack: the protocol or a parameter is anomalous
 	F018 Code = "F018" // the param was used before (V3)
 	F019 Code = "F019" // more than 90 seconds since it was solved (V3)
 	F020 Code = "F020" // the ticket does not match the scene or the user
-	F021 Code = "F021" // the scene changed between check and verification
+	F021 Code = "F021" // the param is of another scene than the challenge
 	F022 Code = "F022" // the check of the encrypted mode failed (V3)
-	F023 Code = "F023" // disaster-recovery verification (V2)
+	F023 Code = "F023" // the page could not start the challenge (V2)
 	F024 Code = "F024" // automation script
 	F025 Code = "F025" // flagged by a model
 )
@@ -62,7 +62,7 @@ const (
 	ParamMissing       Code = "param_missing"       // no Extractor found a param
 	ParamMalformed     Code = "param_malformed"     // the body is unreadable, or the param is not a UTF-8 string
 	ParamTooLarge      Code = "param_too_large"     // the param, or what precedes it in the body, is over a limit
-	RequestRefused     Code = "request_refused"     // the service refused the request itself (status 400 or 401)
+	RequestRefused     Code = "request_refused"     // the service, or a gateway before it, refused the call itself (4xx)
 	ClientCanceled     Code = "client_canceled"     // the client went away
 	ServiceTimeout     Code = "service_timeout"     // the service did not answer in time
 	ServiceUnavailable Code = "service_unavailable" // network error, 5xx, an invalid answer, or an open Breaker
@@ -302,8 +302,8 @@ type Limiter interface {
 	// Allow reports whether one more request may be let through now. It must be safe
 	// for concurrent use.
 	//
-	// It is called in a goroutine of its own. A request waits a second for it and is
-	// then rejected, as it is if Allow panics. At most Config.MaxConcurrent calls are
+	// It is called in a goroutine of its own. A request that gets no answer within a
+	// second, or whose call panics, is rejected. At most Config.MaxConcurrent calls are
 	// under way at the same time; a request beyond that is rejected without a call.
 	Allow() bool
 }

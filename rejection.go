@@ -34,8 +34,8 @@ type Problem struct {
 }
 
 // NewProblem returns what [WriteRejection] would tell the client of r about the
-// rejection of o, for an OnReject that writes an answer of its own. What o.Action
-// leaves out, or all of it, is the default for o.Code.
+// rejection of o, for an OnReject that writes an answer of its own. Fields that
+// o.Action leaves empty have the default for o.Code.
 func NewProblem(r *http.Request, o Outcome) Problem {
 	a := o.rejection()
 	if a.Status < 400 || a.Status > 599 {
@@ -85,6 +85,7 @@ func (p Problem) SetHeader(h http.Header) {
 type wording struct {
 	details map[string]string // by reason
 	wait    string            // with the seconds
+	missing string            // if no param was sent
 	retry   string            // if a new challenge may succeed
 	later   string            // if the client is not the cause
 	final   string            // if a new challenge will not succeed
@@ -105,48 +106,50 @@ var english = wording{
 		reasonRateLimited: "There were too many attempts.",
 		reasonUnavailable: "The captcha cannot be checked right now.",
 	},
-	wait:   "You can try again in %d s.",
-	retry:  "Please solve a new one.",
-	later:  "Please try again later.",
-	final:  "Trying again will not help.",
-	space:  " ",
-	script: "The captcha needs JavaScript. Please turn it on.",
-	title:  "Captcha",
-	back:   "Go back",
-	goBack: "Please go back to the page before this one.",
-	help:   "If you need help, tell us this:",
+	wait:    "You can try again in %d s.",
+	missing: "Please complete it and try again.",
+	retry:   "Please solve a new one.",
+	later:   "Please try again later.",
+	final:   "Trying again will not help.",
+	space:   " ",
+	script:  "The captcha needs JavaScript. Please turn it on.",
+	title:   "Captcha",
+	back:    "Go back",
+	goBack:  "Please go back to the page before this one.",
+	help:    "If you need help, tell us this:",
 }
 
 var chinese = wording{
 	details: map[string]string{
 		reasonMissing:     "尚未完成验证。",
-		reasonInvalid:     "无法识别验证码。",
-		reasonExpired:     "验证码已过期或已被使用。",
-		reasonRejected:    "验证码未通过。",
+		reasonInvalid:     "无法识别验证信息。",
+		reasonExpired:     "验证已过期或已被使用。",
+		reasonRejected:    "验证未通过。",
 		reasonRateLimited: "尝试次数过多。",
-		reasonUnavailable: "暂时无法校验验证码。",
+		reasonUnavailable: "暂时无法完成验证。",
 	},
-	wait:   "请在 %d 秒后重试。",
-	retry:  "请重新完成验证。",
-	later:  "请稍后再试。",
-	final:  "重试也无法通过。",
-	script: "验证码需要 JavaScript，请启用。",
-	title:  "验证码",
-	back:   "返回",
-	goBack: "请返回上一页。",
-	help:   "如需帮助，请提供此编号：",
+	wait:    "请在 %d 秒后重试。",
+	missing: "请先完成验证。",
+	retry:   "请重新完成验证。",
+	later:   "请稍后再试。",
+	final:   "重试也无法通过。",
+	script:  "验证需要 JavaScript，请启用。",
+	title:   "安全验证",
+	back:    "返回",
+	goBack:  "请返回上一页。",
+	help:    "如需帮助，请提供此编号：",
 }
 
 // languages are those of the wordings, the default one first.
 var languages = language.NewMatcher([]language.Tag{language.English, language.SimplifiedChinese})
 
-// WriteRejection answers r with the rejection of o: as [Problem] in
+// WriteRejection answers r with the rejection of o: as a [Problem] in
 // application/problem+json, or as a plain HTML page if the Accept header prefers
 // text/html. Both are in English, or in Chinese if Accept-Language prefers it, and
 // neither repeats what the service said. The headers are those of
 // [Problem.SetHeader], and Accept is in Vary. A HEAD request gets no body. For
-// ClientCanceled only the status and the headers are written, because nobody reads
-// more.
+// ClientCanceled only the status and the headers are written, because nobody would
+// read a body.
 //
 // It is what a Config without OnReject uses. It always rejects, even if o.Allowed is
 // true.
@@ -226,6 +229,8 @@ func (words *wording) detail(a Action, seconds int64) string {
 	switch {
 	case seconds > 0:
 		return detail + words.space + fmt.Sprintf(words.wait, seconds)
+	case a.Retry && a.Reason == reasonMissing:
+		return detail + words.space + words.missing
 	case a.Retry:
 		return detail + words.space + words.retry
 	case a.Reason == reasonUnavailable || a.Reason == reasonRateLimited:

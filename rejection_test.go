@@ -266,7 +266,7 @@ func TestWriteRejectionByAcceptLanguage(t *testing.T) {
 			require.Equal(t, row.lang, w.Header().Get("Content-Language"), "%.40q", row.accept)
 			text := "The captcha has expired or was used already. Please solve a new one."
 			if row.lang == "zh-CN" {
-				text = "验证码已过期或已被使用。请重新完成验证。"
+				text = "验证已过期或已被使用。请重新完成验证。"
 			}
 			require.Contains(t, w.Body.String(), text)
 			if accept == "text/html" {
@@ -292,32 +292,32 @@ func TestRejectionsSayWhatHelps(t *testing.T) {
 		english, zh string
 	}{
 		{alicaptcha.Outcome{Code: alicaptcha.ParamMissing},
-			"The captcha was not completed. Please solve a new one.", "尚未完成验证。请重新完成验证。"},
+			"The captcha was not completed. Please complete it and try again.", "尚未完成验证。请先完成验证。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F003},
-			"The captcha could not be read. Please solve a new one.", "无法识别验证码。请重新完成验证。"},
+			"The captcha could not be read. Please solve a new one.", "无法识别验证信息。请重新完成验证。"},
 		{alicaptcha.Outcome{Code: alicaptcha.ParamTooLarge},
-			"The captcha could not be read. Trying again will not help.", "无法识别验证码。重试也无法通过。"},
+			"The captcha could not be read. Trying again will not help.", "无法识别验证信息。重试也无法通过。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F018},
 			"The captcha has expired or was used already. Please solve a new one.",
-			"验证码已过期或已被使用。请重新完成验证。"},
+			"验证已过期或已被使用。请重新完成验证。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F001},
-			"The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。"},
+			"The captcha was not passed. Please solve a new one.", "验证未通过。请重新完成验证。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F009},
-			"The captcha was not passed. Trying again will not help.", "验证码未通过。重试也无法通过。"},
+			"The captcha was not passed. Trying again will not help.", "验证未通过。重试也无法通过。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010},
 			"There were too many attempts. You can try again in 60 s.", "尝试次数过多。请在 60 秒后重试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Reject(429)},
 			"There were too many attempts. Please try again later.", "尝试次数过多。请稍后再试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.ServiceTimeout},
 			"The captcha cannot be checked right now. You can try again in 5 s.",
-			"暂时无法校验验证码。请在 5 秒后重试。"},
+			"暂时无法完成验证。请在 5 秒后重试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{RetryAfter: time.Second}},
 			"There were too many attempts. You can try again in 1 s.", "尝试次数过多。请在 1 秒后重试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.Misconfigured},
 			"The captcha cannot be checked right now. Please try again later.",
-			"暂时无法校验验证码。请稍后再试。"},
+			"暂时无法完成验证。请稍后再试。"},
 		{alicaptcha.Outcome{Action: alicaptcha.Action{Reason: "mine", Retry: true}},
-			"The captcha was not passed. Please solve a new one.", "验证码未通过。请重新完成验证。"},
+			"The captcha was not passed. Please solve a new one.", "验证未通过。请重新完成验证。"},
 	} {
 		require.Equal(t, row.english, detail("en", row.o), row.o.Code)
 		require.Equal(t, row.zh, detail("zh", row.o), row.o.Code)
@@ -411,14 +411,14 @@ func TestNewProblem(t *testing.T) {
 	}
 	p := alicaptcha.NewProblem(r, o)
 	require.Equal(t, alicaptcha.Problem{
-		Type: "about:blank", Title: "Too Many Requests", Status: 429, Detail: "验证码未通过。请在 2 秒后重试。",
+		Type: "about:blank", Title: "Too Many Requests", Status: 429, Detail: "验证未通过。请在 2 秒后重试。",
 		Instance: "urn:uuid:0189dd06-1f4a-4c5e-9d1b-1f2a3b4c5d6e", Reason: "slow",
 		RetryAfter: 2 * time.Second, Language: "zh-CN",
 	}, p)
 	text, err := json.Marshal(p)
 	require.NoError(t, err)
 	require.JSONEq(t, `{"type": "about:blank", "title": "Too Many Requests", "status": 429, "reason": "slow", "retry": false,
-		"detail": "验证码未通过。请在 2 秒后重试。", "instance": "urn:uuid:0189dd06-1f4a-4c5e-9d1b-1f2a3b4c5d6e"}`, string(text))
+		"detail": "验证未通过。请在 2 秒后重试。", "instance": "urn:uuid:0189dd06-1f4a-4c5e-9d1b-1f2a3b4c5d6e"}`, string(text))
 
 	h := http.Header{
 		"Content-Length": {"7"}, "Content-Encoding": {"br"}, "Etag": {"x"}, "Last-Modified": {"x"},
