@@ -199,10 +199,10 @@ func (cfg Config) complete() (Config, []error) {
 		fault(fmt.Sprintf("Timeout is %v; it must be 0 or at least %v", cfg.Timeout, minTimeout))
 	}
 	cfg.Timeout = cmp.Or(cfg.Timeout, defaultTimeout)
-	switch {
-	case cfg.Mode < Enforce || cfg.Mode > Exempt:
+	if cfg.Mode < Enforce || cfg.Mode > Exempt {
 		fault("Mode must be Enforce, ReportOnly or Exempt")
-	case cfg.Mode != Enforce && cfg.ModeFunc != nil:
+	}
+	if cfg.Mode != Enforce && cfg.ModeFunc != nil {
 		fault("ModeFunc is set, and so is Mode")
 	}
 	for _, limit := range []struct {

@@ -3,6 +3,7 @@ package alicaptcha
 import (
 	"net/http"
 	"runtime/debug"
+	"strconv"
 )
 
 // A Mode says what a [Middleware] does with a request.
@@ -22,6 +23,20 @@ const (
 
 	noMode Mode = -1 // lets nobody in
 )
+
+// String returns "enforce", "report-only" or "exempt", or the number of a Mode that does
+// not exist.
+func (m Mode) String() string {
+	switch m {
+	case Enforce:
+		return "enforce"
+	case ReportOnly:
+		return "report-only"
+	case Exempt:
+		return "exempt"
+	}
+	return "mode " + strconv.Itoa(int(m))
+}
 
 // modeOf returns the Mode for r, or one that lets nobody in if ModeFunc panics.
 func (m *Middleware) modeOf(r *http.Request) (mode Mode) {

@@ -2,6 +2,7 @@ package alicaptcha_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -100,6 +101,11 @@ func TestModeFaults(t *testing.T) {
 		}
 		require.ErrorContains(t, err, want)
 	}
+	_, err := alicaptcha.New(alicaptcha.Config{Mode: 7, ModeFunc: enforce})
+	require.ErrorContains(t, err, "Config.Mode must be")
+	require.ErrorContains(t, err, "Config.ModeFunc is set")
+	require.Equal(t, "enforce report-only exempt mode 7", fmt.Sprint(
+		alicaptcha.Enforce, " ", alicaptcha.ReportOnly, " ", alicaptcha.Exempt, " ", alicaptcha.Mode(7)))
 	require.NotContains(t, alicaptcha.DefaultPolicy(), alicaptcha.Exempted)
 	require.True(t, alicaptcha.Exempted.Known())
 	_, verdict := alicaptcha.Exempted.Verdict()

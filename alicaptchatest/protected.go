@@ -19,7 +19,7 @@ type TestingT interface {
 
 // AssertProtected sends one request without a param to each route, which is
 // written like "POST /login", and reports by t.Errorf each route on which the
-// middleware did not reject the request or the handler panicked. It returns whether
+// handler panicked or the middleware did not reject the request. It returns whether
 // all routes are protected. It is an error to give no routes.
 //
 // The status of the answer is not enough, because other handlers can write the same
@@ -29,11 +29,14 @@ type TestingT interface {
 // calls Ask writes its own rejection, which must have a status of 300 or more, except
 // in gRPC.
 //
-// The body of the request is empty, and its type is application/json. A route is
-// reported if a login, or a handler that validates the body first, answers before the
-// gate. Give AssertProtected a handler without the login, or one that replaces the
-// empty body by a valid body without a param. AssertProtected cannot notice a handler
-// that runs despite the rejection and writes nothing.
+// The gate must be in the mode Enforce, and its Policy must not allow ParamMissing.
+//
+// The body of the request is empty, and its type is application/json. A route is also
+// reported if something else answers before the gate, such as middleware that requires a
+// session, or a handler that validates the body first. Leave that middleware out, or
+// wrap the handler in one that replaces the body and its Content-Type by a valid body
+// without a param. AssertProtected cannot notice a handler that runs despite the
+// rejection and writes nothing.
 func AssertProtected(t TestingT, h http.Handler, routes ...string) bool {
 	t.Helper()
 	if len(routes) == 0 {

@@ -29,6 +29,9 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	if err := telemetry.Breaker("login", verifier.State); err != nil {
+		log.Fatal(err)
+	}
 	captcha, err := alicaptcha.New(alicaptcha.Config{
 		Verifier: verifier,
 		SceneID:  "1a2b3c4d",

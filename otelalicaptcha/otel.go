@@ -6,6 +6,8 @@
 //	…
 //	verifier, err := alicaptcha.NewBreaker(telemetry.Verifier(client), alicaptcha.BreakerConfig{})
 //	…
+//	err = telemetry.Breaker("login", verifier.State)
+//	…
 //	captcha, err := alicaptcha.New(alicaptcha.Config{
 //		Verifier: verifier,
 //		SceneID:  "1a2b3c4d",
@@ -19,7 +21,7 @@
 //	alicaptcha.verifications.active   alicaptcha_verifications_active
 //	alicaptcha.breaker.state          alicaptcha_breaker_state
 //
-// The last is there for each breaker that [Telemetry.Breaker] was told of.
+// The last one exists for each breaker that was passed to [Telemetry.Breaker].
 //
 // The number of series is bounded by the [Config], whatever clients send and the
 // service answers. No metric or span contains a param, a key, or the text of an
