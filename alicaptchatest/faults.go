@@ -91,8 +91,8 @@ type Faults struct {
 	ContentType string
 
 	// ThrottleShare is the share of calls, 0 to 1, that are throttled whatever
-	// their rate, which means answered with 503 and the Code Throttling.User. (The
-	// service has been seen to use 400 and 429 as well. A client that ignores the
+	// their rate. A throttled call is answered with 503 and the Code
+	// Throttling.User. (The service has been seen to use 400 and 429 as well. A client that ignores the
 	// Code mistakes a 503 for an outage.)
 	ThrottleShare float64
 

@@ -1,5 +1,5 @@
 // Package alicaptchatest helps to test code that uses alicaptcha, without an
-// account and without network access.
+// account and without network access beyond this machine.
 //
 //   - [Passing], [Rejecting] and [Failing] return Verifiers with a fixed answer.
 //   - [NewContext] returns the context of a handler behind the middleware.
@@ -147,7 +147,7 @@ type Call struct {
 	SceneID     string          // empty if the body could not be read
 	HasSceneID  bool            // whether a SceneId was sent, even an empty one
 	Header      http.Header     // as it was received
-	Status      int             // 0 if the headers of the answer were not sent, or not yet
+	Status      int             // 0 until the headers of the answer are sent, and if they never are
 	ServiceCode string          // the Code of the answer, such as Success, even if it was not sent
 	VerifyCode  alicaptcha.Code // the verdict, even if it was not sent; empty without one
 }

@@ -21,23 +21,22 @@ const (
 // breakerStates are all that a Breaker can be in.
 var breakerStates = []alicaptcha.BreakerState{"closed", "open", "half-open"}
 
-// Breaker makes the metric alicaptcha.breaker.state of what state returns. That is the
-// State method of an [alicaptcha.Breaker], or a function that calls it, for a program
-// that replaces its Breaker:
+// Breaker exports the metric alicaptcha.breaker.state. Its state is the State method of
+// an [alicaptcha.Breaker]:
 //
 //	err := telemetry.Breaker("login", breaker.State)
 //
-// The metric has a series for each state, which is 1 for the state that the breaker is
-// in and 0 for the others, as OpenTelemetry has it for states. Its attributes are
-// alicaptcha.breaker.name, which is name, and alicaptcha.breaker.state, which is
-// "closed", "open" or "half-open".
+// A program that replaces its Breaker passes a function that calls State of the current
+// one. The metric has a series for each state, which is 1 for the present state and 0
+// for the others. Its attributes are alicaptcha.breaker.name, which is name, and
+// alicaptcha.breaker.state, which is "closed", "open" or "half-open".
 //
 // state is called whenever the metrics are collected, for as long as the MeterProvider
 // lives. It must be safe for concurrent use. Between two collections a breaker may open
 // and close unseen, because its first openings are short.
 //
-// Breaker returns an error if name is empty, no UTF-8 or was given before, if state is
-// nil, or if the MeterProvider returns one. It may be called for any number of breakers,
+// Breaker returns an error if name is empty, not valid UTF-8 or already in use, if state
+// is nil, or if the MeterProvider returns one. It may be called for any number of breakers,
 // each of which adds three series. A nil or zero Telemetry makes no metric.
 func (t *Telemetry) Breaker(name string, state func() alicaptcha.BreakerState) error {
 	if t.zero() {
