@@ -32,6 +32,7 @@ type answer struct {
 	began             atomic.Int64 // when it left the queue of the Transport, in Unix nanoseconds
 	connected, reused atomic.Bool
 	stage             atomic.Int32 // unanswered, answered or read
+	step              atomic.Value // the Error.Stage that it is in, a string
 }
 
 const (
@@ -44,14 +45,23 @@ const (
 func (a *answer) trace(ctx context.Context, calls *callRecord) context.Context {
 	begin := func() { a.began.CompareAndSwap(0, time.Now().UnixNano()) }
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		DNSStart:     func(httptrace.DNSStartInfo) { begin() },
-		ConnectStart: func(string, string) { begin() },
+		GetConn:           func(string) { a.step.Store("queue") },
+		DNSStart:          func(httptrace.DNSStartInfo) { begin(); a.step.Store("dns") },
+		ConnectStart:      func(string, string) { begin(); a.step.Store("connect") },
+		TLSHandshakeStart: func() { a.step.Store("tls") },
+		WroteRequest: func(info httptrace.WroteRequestInfo) {
+			if info.Err == nil {
+				a.step.CompareAndSwap("send", "wait")
+			}
+		},
 		GotConn: func(info httptrace.GotConnInfo) {
 			begin()
+			a.step.Store("send")
 			a.connected.Store(true)
 			a.reused.Store(info.Reused)
 		},
 		GotFirstResponseByte: func() {
+			a.step.Store("read")
 			if a.stage.CompareAndSwap(unanswered, answered) {
 				calls.unread.Add(1)
 			}
@@ -100,6 +110,9 @@ func (c connection) Call(req *http.Request, _ *http.Transport) (*http.Response, 
 		}
 	}()
 	a.result, a.err = c.exchange(req, a)
+	if e := a.err; e != nil && (e.Code == ServiceTimeout || e.Code == Overloaded) {
+		e.Stage, _ = a.step.Load().(string)
+	}
 	if e := a.err; e != nil && e.Status != 0 && (e.Code == RequestRefused || e.Code == ServiceThrottled) {
 		c.calls.refused.Store(time.Now().UnixNano())
 	}

@@ -81,10 +81,15 @@ type Error struct {
 	ServiceCode string // the Code of the answer, such as "InvalidParameter"; Diagnose may set a VerifyCode
 	RequestID   string // identifies the call in the service's records; may be empty
 	Err         error  // the cause; may be nil
+
+	// Stage is what a Client was doing when a call ended as ServiceTimeout or
+	// Overloaded: "queue" (waiting for a connection of the Transport), "dns",
+	// "connect", "tls", "send", "wait" (for the answer) or "read" (the answer).
+	Stage string
 }
 
 // Error returns a text that is safe to log. It consists of Code, Status,
-// ServiceCode and RequestID. The text of Err is added only if this package knows
+// ServiceCode, RequestID and Stage. The text of Err is added only if this package knows
 // that it is harmless: that of a dial, DNS, TLS or context error, or one that this
 // package wrote. Each part is cut to 256 bytes and reduced to printable ASCII. The
 // text never contains the param, a key or the message of the service.
@@ -107,6 +112,9 @@ func (e *Error) Error() string {
 	}
 	if e.RequestID != "" {
 		add("request " + e.RequestID)
+	}
+	if e.Stage != "" {
+		add("stage " + e.Stage)
 	}
 	if sep == ", " {
 		b.WriteString(")")

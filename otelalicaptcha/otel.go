@@ -60,6 +60,7 @@ const (
 	decisionKey  = attribute.Key("alicaptcha.decision")
 	requestIDKey = attribute.Key("alicaptcha.request_id")
 	referenceKey = attribute.Key("alicaptcha.reference")
+	stageKey     = attribute.Key("alicaptcha.stage")
 )
 
 // other is the value for scenes and codes that have no series of their own.
@@ -247,6 +248,7 @@ func seriesOf(c alicaptcha.Code) string {
 //   - alicaptcha.code, which is the code of the verdict, if it has the form of one,
 //     or the code of the error. An error that is not an *alicaptcha.Error has the
 //     code service_unavailable.
+//   - alicaptcha.stage, in which a call of an *alicaptcha.Client timed out
 //   - alicaptcha.request_id, which the support of the service asks for
 //   - http.response.status_code, if it is known
 //
@@ -338,6 +340,7 @@ func (v *verifier) Verify(ctx context.Context, req alicaptcha.Request) (alicaptc
 			span.SetAttributes(semconv.HTTPResponseStatusCode(e.Status))
 		}
 		set(span, requestIDKey, e.RequestID)
+		set(span, stageKey, e.Stage)
 	}
 	set(span, codeKey, failed)
 	return result, err

@@ -499,6 +499,12 @@ func TestSpans(t *testing.T) {
 				",error.type=misconfigured,http.response.status_code=403",
 			status: "misconfigured",
 		},
+		"timed out": {
+			err: &alicaptcha.Error{Code: alicaptcha.ServiceTimeout, Stage: "tls"},
+			attributes: "alicaptcha.code=service_timeout,alicaptcha.stage=tls," +
+				"error.type=service_timeout",
+			status: "service_timeout",
+		},
 		"wrapped": {
 			err:        fmt.Errorf("%s: %w", secret, &alicaptcha.Error{Code: alicaptcha.ServiceThrottled}),
 			attributes: "alicaptcha.code=service_throttled,error.type=service_throttled",
