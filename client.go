@@ -386,7 +386,7 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 	case a.err != nil:
 		code := a.err.ServiceCode
 		if strings.HasPrefix(code, "InvalidAccessKeyId") || strings.HasPrefix(code, "InvalidSecurityToken") {
-			c.keys.refused()
+			c.keys.refused(key)
 		}
 		return Result{}, a.err
 	}

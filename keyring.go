@@ -218,12 +218,14 @@ func waitFor(ctx context.Context, now time.Time) time.Duration {
 	return max(left/2, left-enoughTime)
 }
 
-// refused says that the service has refused the keys, as it does after they were
-// revoked: the source is asked anew by the next call, at most every keysAnew.
-func (k *keyring) refused() {
+// refused says that the service has refused key, as it does after it was revoked: the
+// source is asked anew by the next call, at most every keysAnew. If there are other keys
+// by now, that says nothing of them.
+func (k *keyring) refused(key accessKey) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if anew := k.asked.Add(keysAnew); anew.Before(k.next) {
+	isPresent := k.key.model.AccessKeyId == key.model.AccessKeyId // a pointer
+	if anew := k.asked.Add(keysAnew); isPresent && anew.Before(k.next) {
 		k.next = anew
 	}
 }

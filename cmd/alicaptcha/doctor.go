@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/aliyun/credentials-go/credentials"
+
 	"github.com/alicaptcha/alicaptcha"
 )
 
@@ -38,7 +40,10 @@ param of the call without looking at the scene's mode.
 The checks from call on are one signed call with a made-up param, which is billed
 as a verification. It is made only if there is no finding before it.
 
-The keys are taken from the environment, as by the package:
+With -credential default the keys are those that the default chain of the vendor's
+credentials-go finds, as by credentials.NewCredential(nil): the environment, OIDC, the
+profiles of the command line and its files, and the RAM role of an ECS instance.
+Otherwise they are taken from the environment, as by the package:
 
   ALIBABA_CLOUD_ACCESS_KEY_ID      a RAM user's pair
   ALIBABA_CLOUD_ACCESS_KEY_SECRET
@@ -119,6 +124,7 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 	endpoint := flags.String("endpoint", "", "a `host` or URL in place of the region's, such as "+
 		"captcha-vpc.cn-shanghai.aliyuncs.com, or http://127.0.0.1:8081 for the simulator")
 	scene := flags.String("scene", "", "the `ID` of the scene in the console; if empty, no scene is checked")
+	credential := flags.String("credential", "env", "where the keys come from: env, or `default` for the vendor's chain")
 	timeout := flags.Duration("timeout", 5*time.Second, "how long each of the two requests may take")
 	asJSON := flags.Bool("json", false, "print one JSON object")
 	if ok, err := parse(flags, args, doctorHelp, stdout); !ok {
@@ -129,6 +135,8 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 		return usageError{errors.New("-region is required (cn or sgp), or -endpoint: see alicaptcha help doctor")}
 	case *timeout <= 0:
 		return usageError{errors.New("-timeout must be greater than zero")}
+	case *credential != "env" && *credential != "default":
+		return usageError{errors.New("-credential must be env or default")}
 	}
 	cfg := alicaptcha.ClientConfig{Region: alicaptcha.Region(*region), Endpoint: *endpoint}
 
@@ -163,7 +171,11 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 		}
 		r.Checks = append(r.Checks, c)
 	}
-	r.checkCredentials()
+	if *credential == "default" {
+		cfg.Credential = r.checkChain(cfg, *timeout)
+	} else {
+		r.checkCredentials()
+	}
 	r.print(lines, "credentials")
 	r.checkEndpoint(unsigned, prober, plain, *timeout)
 	r.print(lines, "clock")
@@ -204,6 +216,38 @@ func (r *report) check(name string) *check {
 
 func (r *report) hasFinding() bool {
 	return slices.ContainsFunc(r.Checks, func(c *check) bool { return c.Status == statusFinding })
+}
+
+// checkChain checks the keys of credentials-go's default chain, and returns its
+// Credential.
+func (r *report) checkChain(cfg alicaptcha.ClientConfig, timeout time.Duration) credentials.Credential {
+	c := r.check("credentials")
+	type found struct {
+		credential credentials.Credential
+		err        error
+	}
+	asked := make(chan found, 1)
+	go func() { // it cannot be canceled
+		credential, err := credentials.NewCredential(nil)
+		if err == nil {
+			cfg.Credential = credential
+			_, err = alicaptcha.NewClient(cfg) // asks for the keys, and says why there are none
+		}
+		asked <- found{credential, err}
+	}()
+	select {
+	case f := <-asked:
+		if f.err != nil {
+			c.finding("the default chain gave no keys: "+short(f.err), "set the variables of one of its sources, or give the "+
+				"instance a RAM role")
+			return nil
+		}
+		c.ok("the default chain gave keys, of type " + *f.credential.GetType())
+		return f.credential
+	case <-time.After(timeout):
+		c.finding(fmt.Sprintf("the default chain gave no keys within %v", timeout), "check the network to the source of the keys")
+		return nil
+	}
 }
 
 // checkCredentials checks the keys in the environment.
@@ -340,13 +384,19 @@ func (r *report) checkCall(cfg alicaptcha.ClientConfig, timeout time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	r.Verifications = 1
+	start := time.Now()
 	err = client.Diagnose(ctx, r.Scene)
+	took := time.Since(start)
 	found := subject(err)
 	if found == "call" {
 		r.check("call").diagnosed(err, r.Scene)
 		return
 	}
-	r.check("call").ok("the service answered")
+	r.check("call").ok(fmt.Sprintf("the service answered within %v", took.Truncate(10*time.Millisecond)+10*time.Millisecond))
+	if took > slow {
+		r.check("call").finding(fmt.Sprintf("the service took %v; a verdict usually takes less than 300ms",
+			took.Round(100*time.Millisecond)), "check the network, the proxy, and whether the endpoint is the near one")
+	}
 	switch found {
 	case "", "permission", "service", "scene", "test_mode":
 		r.check("signature").ok("it was accepted")
@@ -375,6 +425,9 @@ func (r *report) checkCall(cfg alicaptcha.ClientConfig, timeout time.Duration) {
 			"but may not have looked; the console shows it"
 	}
 }
+
+// slow is how long a person would not wait for a login.
+const slow = 2 * time.Second
 
 // subject returns the name of the check that an error from Client.Diagnose is
 // about, or nothing.

@@ -198,7 +198,7 @@ var names = []string{
 }
 
 // varying matches what differs between runs.
-var varying = regexp.MustCompile(`request [0-9A-F-]{36}|127\.0\.0\.1:\d+->|\d+(\.\d+)?m?s (ahead of|behind)`)
+var varying = regexp.MustCompile(`request [0-9A-F-]{36}|127\.0\.0\.1:\d+->|\d+(\.\d+)?m?s (ahead of|behind)|within \d+ms|took [\d.]+s`)
 
 // examine runs doctor with -json and without, and returns the statuses of its
 // checks as letters: o for ok, F for a finding, - for not checked.
@@ -529,6 +529,19 @@ func TestDoctor(t *testing.T) {
 		"a proxy that is none": { // loopback is not proxied
 			vars: with("HTTP_PROXY", "http://user:hunter2@bad host/", "http_proxy", "::hunter"),
 			want: "oooooooo-", calls: 1,
+		},
+		"slow": {
+			faults: alicaptchatest.Faults{Latency: 2100 * time.Millisecond}, args: []string{"-timeout", "20s"},
+			want: "oooFoooo-", calls: 1, words: []string{"the service took 2.", "whether the endpoint is the near one"},
+		},
+		"the default chain": {
+			args: []string{"-credential", "default"}, want: "oooooooo-", calls: 1,
+			words: []string{"the default chain gave keys, of type default"},
+		},
+		"a default chain without a source": {
+			args: []string{"-credential", "default", "-timeout", "20s"},
+			vars: map[string]string{"ALIBABA_CLOUD_ECS_METADATA_DISABLED": "true", "HOME": "/nonexistent"},
+			want: "Foo------", words: []string{"the default chain gave no keys", "Credential", "RAM role"},
 		},
 		"no keys, and another clock": {
 			vars: map[string]string{}, before: dated(-time.Hour),
