@@ -375,22 +375,6 @@ func TestOperationsLog(t *testing.T) {
 	require.Greater(t, lines, 5)
 }
 
-// docs/operations.md has each alert once.
-func TestOperationsAlerts(t *testing.T) {
-	t.Parallel()
-	rules, err := os.ReadFile("prometheus-alerts.yml")
-	require.NoError(t, err)
-	var alerts, documented []string
-	for _, match := range regexp.MustCompile(`- alert: (\w+)`).FindAllStringSubmatch(string(rules), -1) {
-		alerts = append(alerts, match[1])
-	}
-	require.NotEmpty(t, alerts)
-	for _, row := range cells(section(t, "operations.md", "## Alerts")) {
-		documented = append(documented, names(row[0])...)
-	}
-	require.ElementsMatch(t, alerts, documented)
-}
-
 // What SECURITY.md says can never be opened, or only with a bound, New refuses.
 func TestSecurityOpenings(t *testing.T) {
 	t.Parallel()
