@@ -235,9 +235,10 @@ func TestDashboard(t *testing.T) {
 		}
 	}
 	require.Equal(t, []string{
-		"Outcomes by decision", "Pass ratio", "Rejections by code", "Opened: let through unverified",
-		"Verification duration", "Verifications in flight", "Operator faults", "Service trouble",
-		"Breakers that are not closed",
+		"Pass ratio, all scenes", "Share let in by the Policy", "Breakers",
+		"Outcomes by decision", "Pass ratio", "Rejections by code", "Pass ratio by instance", "Let through unverified",
+		"State of each breaker", "Service and limits", "Breakers that are not closed", "Operator faults",
+		"Verification duration", "Verifications in flight",
 	}, titles)
 }
 
