@@ -118,3 +118,31 @@ func unmarshal(t *testing.T, file string, into any) {
 	require.NoError(t, err)
 	require.NoError(t, yaml.Unmarshal(text, into), file)
 }
+
+// The configuration of Alertmanager in docs/operations.md can be read, and names alerts
+// that there are.
+func TestOperationsRoute(t *testing.T) {
+	t.Parallel()
+	block := regexp.MustCompile("(?s)```yaml\n(.*?)```").FindStringSubmatch(section(t, "operations.md", "## Alerts"))
+	require.NotNil(t, block)
+	var config struct {
+		Route struct {
+			Routes []struct{ Matchers []string }
+		}
+		InhibitRules []struct {
+			Source []string `yaml:"source_matchers"`
+			Target []string `yaml:"target_matchers"`
+			Equal  []string
+		} `yaml:"inhibit_rules"`
+	}
+	require.NoError(t, yaml.Unmarshal([]byte(block[1]), &config))
+	require.NotEmpty(t, config.Route.Routes)
+	require.NotEmpty(t, config.InhibitRules)
+	rules, err := os.ReadFile("prometheus-alerts.yml")
+	require.NoError(t, err)
+	names := regexp.MustCompile(`Captcha[A-Za-z]+`).FindAllString(block[1], -1)
+	require.NotEmpty(t, names)
+	for _, name := range names {
+		require.Contains(t, string(rules), "- alert: "+name+"\n")
+	}
+}

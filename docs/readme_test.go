@@ -42,8 +42,8 @@ func TestCode(t *testing.T) {
 		"docs/testing.md":           {"sh"},                                  // .ci/readme
 		"docs/doctor.md":            {"sh"},
 		"docs/telemetry.md":         {"sh"},
-		"docs/operations.md":        {"sh", "text", "promql"}, // TestOperationsLog
-		"docs/performance.md":       {"sh"},                   // bench's own test
+		"docs/operations.md":        {"sh", "text", "promql", "yaml"}, // TestOperationsLog, TestOperationsRoute
+		"docs/performance.md":       {"sh"},                           // bench's own test
 		"recipes/README.md":         {"sh"},
 		"recipes/compose/README.md": {"sh"}, // its own test
 		"redisalicaptcha/README.md": {"sh"}, // go get
