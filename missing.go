@@ -9,7 +9,6 @@ import (
 	"net/url"
 	"slices"
 	"strings"
-	"unicode"
 
 	"github.com/go-json-experiment/json/jsontext"
 )
@@ -33,9 +32,12 @@ func (p *place) lookIn(r *http.Request) {
 	}
 }
 
-// maxExamined is how many bytes of a query and of a body are examined to say why the
-// param is missing.
-const maxExamined = 4096
+// How many bytes of a body and of a query are examined to say why the param is missing.
+// Over HTTP/2 a single byte can stand for a query of 4 KB.
+const (
+	maxExamined      = 4096
+	maxExaminedQuery = 1024
+)
 
 // whyMissing returns why the param was found in none of places, for the operator of
 // the site. read is what was read of the body of r, and atEnd says whether that is
@@ -145,7 +147,7 @@ func isInQuery(u *url.URL, places []*place) bool {
 		return false
 	}
 	names := nameFinder{places: places}
-	names.inURLEncoded(u.RawQuery[:min(len(u.RawQuery), maxExamined)])
+	names.inURLEncoded(u.RawQuery[:min(len(u.RawQuery), maxExaminedQuery)])
 	return names.hasValue
 }
 
@@ -181,11 +183,14 @@ func (f *nameFinder) consider(name string, isDeep, hasValue, isFile bool) {
 // similar way, and whether it is the last one of a JSON Pointer. It returns "" if
 // there is none.
 func (f *nameFinder) fieldLike(name string) (field string, isPointer bool) {
-	letters := lettersOf(name)
+	inner := innermost(name)
 	for _, p := range f.places {
-		for _, wanted := range append([]string{p.header}, p.fields...) {
+		if p.header != "" && spelledLike(inner, p.header) {
+			field, isPointer = p.header, false
+		}
+		for _, wanted := range p.fields {
 			last := wanted[strings.LastIndexByte(wanted, '/')+1:]
-			if last == "" || lettersOf(last) != letters {
+			if last == "" || !spelledLike(inner, last) {
 				continue
 			}
 			field, isPointer = last, last != wanted
@@ -197,17 +202,33 @@ func (f *nameFinder) fieldLike(name string) (field string, isPointer bool) {
 	return field, isPointer
 }
 
-// lettersOf returns name without what different spellings of a name differ in:
-// case, separators, and the names of what it is in.
-func lettersOf(name string) string {
+// innermost returns the last name in one such as user[captcha] or user.captcha.
+func innermost(name string) string {
 	name = strings.TrimRight(name, "]")
-	name = name[strings.LastIndexAny(name, "[.")+1:]
-	return strings.Map(func(r rune) rune {
-		if r == '_' || r == '-' || r == ' ' {
-			return -1
+	return name[strings.LastIndexAny(name, "[.")+1:]
+}
+
+// spelledLike reports whether a and b differ in nothing but the case of letters and in
+// separators. It allocates nothing and ends at the first difference, because a client
+// chooses how many names there are.
+func spelledLike(a, b string) bool {
+	for {
+		a, b = strings.TrimLeft(a, "_- "), strings.TrimLeft(b, "_- ")
+		if a == "" || b == "" {
+			return a == b
 		}
-		return unicode.ToLower(r)
-	}, name)
+		if lower(a[0]) != lower(b[0]) {
+			return false
+		}
+		a, b = a[1:], b[1:]
+	}
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
 }
 
 func (f *nameFinder) inURLEncoded(form string) {
