@@ -57,7 +57,7 @@ type Config struct {
 	// carry this token. If empty, a call that carries a token is refused.
 	SecurityToken string
 
-	// Scenes are the scenes of the account. If nil, they are "login" and
+	// Scenes are the scenes of the account. Nil means "login" and
 	// "signup".
 	Scenes []string
 

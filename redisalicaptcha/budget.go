@@ -57,7 +57,7 @@ type Config struct {
 	// is how long a gate waits for its Limiter. Zero means 50 ms.
 	Timeout time.Duration
 
-	// Logger is told, at most once a minute, that Redis fails. If nil, it is
+	// Logger receives a line, at most once a minute, while Redis fails. Nil means
 	// slog.Default.
 	Logger *slog.Logger
 
@@ -90,7 +90,7 @@ type Budget struct {
 
 var _ alicaptcha.Limiter = (*Budget)(nil)
 
-// New returns a Budget, or an error that joins every fault of its arguments. It
+// New returns a Budget, or an error that joins all faults of its arguments. It
 // does not ask Redis: a program can start while Redis is down. It does not close
 // client, which should be the Budget's own.
 //

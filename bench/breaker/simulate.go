@@ -20,7 +20,7 @@ const (
 	heldAfter = time.Second     // a caller who waits for longer is held
 )
 
-// A service decides how a call fares that begins after it has run for a time.
+// A service decides how a call ends that begins after it has run for a time.
 type service func(after time.Duration, rnd *rand.Rand) answer
 
 type answer int
@@ -118,7 +118,7 @@ type scenario struct {
 	junk      float64 // the share of the calls that are junk, which a service that works refuses
 }
 
-// A login is how a call fared, junk left out.
+// A login is how a call ended. Junk is left out.
 type login struct {
 	came, took time.Duration
 	asked      bool // the service was
