@@ -1,3 +1,5 @@
+//go:build unix
+
 package redislogin_test
 
 import (

@@ -1,3 +1,5 @@
+//go:build unix
+
 package steering_test
 
 import (
