@@ -31,6 +31,7 @@ type answer struct {
 	// The progress of the call.
 	began             atomic.Int64 // when it left the queue of the Transport, in Unix nanoseconds
 	connected, reused atomic.Bool
+	closed, wrote     atomic.Bool  // see reuse.go
 	stage             atomic.Int32 // unanswered, answered or read
 	step              atomic.Value // the Error.Stage that it is in, a string
 }
@@ -58,8 +59,9 @@ func (a *answer) trace(ctx context.Context, calls *callRecord) context.Context {
 			begin()
 			a.step.Store("send")
 			a.connected.Store(true)
-			a.reused.Store(info.Reused)
+			a.got(info)
 		},
+		WroteHeaders: func() { a.wrote.Store(true) },
 		GotFirstResponseByte: func() {
 			a.step.Store("read")
 			if a.stage.CompareAndSwap(unanswered, answered) {
@@ -128,7 +130,7 @@ func (c connection) exchange(req *http.Request, a *answer) (Result, *Error) {
 	// be a bomb.
 	req.Header.Set("Accept-Encoding", "identity")
 	// An http.Client would follow redirects, and send the security token along.
-	resp, err := c.transport.RoundTrip(req)
+	resp, err := c.roundTrip(req, a)
 	if err != nil {
 		return Result{}, c.noAnswer(req, a, err)
 	}
