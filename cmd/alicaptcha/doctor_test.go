@@ -457,6 +457,28 @@ func TestDoctor(t *testing.T) {
 			faults: faults{Status: 500},
 			want:   "oooF-----", words: []string{"status 500", "proxy or gateway"}, calls: 1,
 		},
+		"wrong key by a fault": {
+			faults: faults{Credentials: "wrong"},
+			want:   "ooooF----", code: "InvalidAccessKeyId.NotFound", words: []string{"does not exist"}, calls: 1,
+		},
+		"forbidden by a fault": {
+			faults: faults{Credentials: "forbidden"},
+			want:   "oooooF---", code: "Forbidden.RAMUserAccessDenied", words: []string{"AliyunYundunAFSFullAccess"}, calls: 1,
+		},
+		"overdue by a fault": {
+			faults: faults{Credentials: "overdue"},
+			want:   "ooooo-F--", code: "Forbidden.AccountAccessDenied", words: []string{"overdue"}, calls: 1,
+		},
+		"trickle":           {faults: faults{Trickle: time.Millisecond}, want: "oooooooo-", calls: 1},
+		"jitter":            {faults: faults{Jitter: time.Millisecond}, want: "oooooooo-", calls: 1},
+		"steps":             {faults: faults{Steps: []time.Duration{time.Millisecond}}, want: "oooooooo-", calls: 1},
+		"closes idle calls": {faults: faults{CloseIdle: true}, want: "oooooooo-", calls: 1},
+		"slow steps": {
+			faults: faults{Steps: []time.Duration{2100 * time.Millisecond}}, args: []string{"-timeout", "20s"},
+			want: "oooFoooo-", calls: 1, words: []string{"the service took 2."},
+		},
+		"reset in the body": {faults: faults{Reset: alicaptchatest.StageBody}, want: "oooF-----", calls: 1,
+			words: []string{"service_unavailable"}},
 		"throttled": {
 			faults: faults{ThrottleShare: 1},
 			want:   "oooF-----", code: "Throttling.User", words: []string{"service_throttled", "limit"}, calls: 1,
