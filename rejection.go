@@ -199,13 +199,15 @@ func (w *rejectionWriter) Write(p []byte) (int, error) {
 func (w *rejectionWriter) Flush() { w.FlushError() }
 
 func (w *rejectionWriter) FlushError() error {
-	w.isWritten = true
-	return http.NewResponseController(w.ResponseWriter).Flush()
+	err := http.NewResponseController(w.ResponseWriter).Flush()
+	w.isWritten = w.isWritten || err == nil
+	return err
 }
 
 func (w *rejectionWriter) Hijack() (net.Conn, *bufio.ReadWriter, error) {
-	w.isWritten = true
-	return http.NewResponseController(w.ResponseWriter).Hijack()
+	conn, buf, err := http.NewResponseController(w.ResponseWriter).Hijack()
+	w.isWritten = w.isWritten || err == nil
+	return conn, buf, err
 }
 
 // Unwrap is for [http.ResponseController].

@@ -487,6 +487,23 @@ func TestOnRejectThatWritesNothing(t *testing.T) {
 	}
 }
 
+// A flush or a hijacking that fails has written nothing.
+func TestOnRejectThatCannotFlush(t *testing.T) {
+	t.Parallel()
+	m := newMiddleware(t, alicaptcha.Config{
+		Verifier: answering(alicaptcha.Result{Code: alicaptcha.F001}, nil),
+		OnReject: func(w http.ResponseWriter, _ *http.Request, _ alicaptcha.Outcome) {
+			require.ErrorIs(t, http.NewResponseController(w).Flush(), http.ErrNotSupported)
+			_, _, err := http.NewResponseController(w).Hijack()
+			require.ErrorIs(t, err, http.ErrNotSupported)
+		},
+	})
+	w := httptest.NewRecorder()
+	m.Handler(http.NotFoundHandler()).ServeHTTP(struct{ http.ResponseWriter }{w}, loginRequest())
+	require.Equal(t, 403, w.Code)
+	require.Equal(t, "application/problem+json", w.Header().Get("Content-Type"))
+}
+
 // A rejection has one reference wherever it is seen, and each has another.
 func TestReference(t *testing.T) {
 	t.Parallel()

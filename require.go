@@ -38,7 +38,7 @@ func Ask(ctx context.Context) (o Outcome, proceed bool) {
 		if !s.Allowed {
 			s.Action = s.rejection()
 		}
-		return s, s.Allowed
+		return s, s.Allowed || s.Mode == ReportOnly
 	}
 	return (*Middleware)(nil).judge(ctx, subject{}), false
 }

@@ -57,3 +57,15 @@ func TestNewContext(t *testing.T) {
 	ctx := alicaptchatest.NewContext(t.Context(), want)
 	require.Equal(t, want, ctx.Value(gate.OutcomeKey{}))
 }
+
+// Under ReportOnly a request may proceed that would have been rejected.
+func TestNewContextOfReportOnly(t *testing.T) {
+	t.Parallel()
+	want := alicaptcha.Outcome{Code: alicaptcha.F001, Mode: alicaptcha.ReportOnly}
+	o, proceed := alicaptcha.Ask(alicaptchatest.NewContext(t.Context(), want))
+	require.True(t, proceed)
+	require.False(t, o.Allowed)
+	want.Mode = alicaptcha.Enforce
+	_, proceed = alicaptcha.Ask(alicaptchatest.NewContext(t.Context(), want))
+	require.False(t, proceed)
+}
