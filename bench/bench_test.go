@@ -391,12 +391,13 @@ func TestSuffer(t *testing.T) {
 	o := offers{window: 200 * time.Millisecond, perSecond: 100, other: 50, patience: 2 * time.Second}
 	found, err := suffer(defence{"", withBreaker}, o)
 	require.NoError(t, err)
-	require.Len(t, found.gated, 20)
+	// A probe may be under way, one at a time, and hang.
+	require.LessOrEqual(t, found.unanswered, 1)
+	require.Len(t, found.gated, 20-found.unanswered)
 	require.Len(t, found.ungated, 10)
-	require.Zero(t, found.unanswered)
 	require.Zero(t, found.letIn)
 	require.Positive(t, found.goroutines)
-	require.Zero(t, found.upstream)
+	require.LessOrEqual(t, found.upstream, int64(1))
 
 	o.patience = 300 * time.Millisecond
 	found, err = suffer(defence{"", withoutBreaker}, o)
