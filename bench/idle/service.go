@@ -12,7 +12,6 @@ import (
 	"net/url"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/alicaptcha/alicaptcha/bench/internal/loopback"
@@ -21,6 +20,7 @@ import (
 // A service passes every param, and closes connections that wait for a call.
 type service struct {
 	listener net.Listener
+	scheme   string
 	idle     time.Duration
 	opened   atomic.Int64 // connections
 	late     atomic.Int64 // those that it closed although a call had come
@@ -30,16 +30,21 @@ type service struct {
 	came map[string]int // how often each param did
 }
 
-func newService(idle time.Duration) (*service, error) {
+func newService(idle time.Duration, plain bool) (*service, error) {
 	cert, err := loopback.Certificate()
 	if err != nil {
 		return nil, err
 	}
-	listener, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{cert}})
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	s := &service{listener: listener, idle: idle, came: map[string]int{}}
+	scheme := "http"
+	if !plain {
+		scheme = "https"
+		listener = tls.NewListener(listener, &tls.Config{Certificates: []tls.Certificate{cert}})
+	}
+	s := &service{listener: listener, scheme: scheme, idle: idle, came: map[string]int{}}
 	s.serving.Go(func() {
 		for {
 			conn, err := listener.Accept()
@@ -53,7 +58,7 @@ func newService(idle time.Duration) (*service, error) {
 	return s, nil
 }
 
-func (s *service) url() string { return "https://" + s.listener.Addr().String() }
+func (s *service) url() string { return s.scheme + "://" + s.listener.Addr().String() }
 
 // close returns when all connections are closed, the idle ones by themselves.
 func (s *service) close() {
@@ -93,19 +98,6 @@ func (s *service) serve(conn net.Conn) {
 		}
 		wait = rand.N(s.idle)
 	}
-}
-
-// hasMore reports whether there is something to be read from conn, which is one of TLS.
-func hasMore(conn net.Conn) bool {
-	raw, err := conn.(*tls.Conn).NetConn().(*net.TCPConn).SyscallConn()
-	if err != nil {
-		return false
-	}
-	n := 0
-	err = raw.Control(func(fd uintptr) {
-		n, _, _ = syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-	})
-	return err == nil && n > 0
 }
 
 func (s *service) answer(conn net.Conn, in *bufio.Reader) error {
