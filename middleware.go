@@ -32,7 +32,6 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -307,6 +306,27 @@ func (m *Middleware) Check(r *http.Request) Outcome {
 	return m.judge(r.Context(), s)
 }
 
+// CheckParam verifies a param that the caller has found by itself, for servers without
+// an [http.Request], such as those of gRPC. It checks the param as Check does, and
+// applies the same Policy, with the same log and observer. The context is that of the
+// call to be protected: its deadline bounds the verification, and if it is canceled the
+// Outcome is ClientCanceled. The caller rejects the call if Outcome.Allowed is false,
+// unless Outcome.Mode is ReportOnly.
+//
+// CheckParam returns Misconfigured if Config has a SceneIDFunc or a ModeFunc, because
+// there is no request for them.
+func (m *Middleware) CheckParam(ctx context.Context, param string) Outcome {
+	var s subject
+	switch {
+	case m.zero():
+	case m.cfg.SceneIDFunc != nil || m.cfg.ModeFunc != nil:
+		s.fault = &Error{Code: Misconfigured, Err: errNoRequest}
+	default:
+		s = subject{scene: m.cfg.SceneID, mode: m.cfg.Mode, param: param, fault: m.unfit(param)}
+	}
+	return m.judge(ctx, s)
+}
+
 // sceneOf returns the scene that the param of r must be of. It is empty for any scene,
 // and if there is none.
 func (m *Middleware) sceneOf(r *http.Request) string {
@@ -336,111 +356,24 @@ func (m *Middleware) extract(r *http.Request, mode Mode) (string, *Error) {
 		}
 		return "", &Error{Code: ParamMalformed, Err: err}
 	}
-	switch {
-	case missing != "":
+	if missing != "" {
 		return "", &Error{Code: ParamMissing, Err: safeError{text: missing}}
-	case param == "":
-		return "", &Error{Code: ParamMissing}
-	case len(param) > m.cfg.MaxParamBytes:
-		return "", &Error{Code: ParamTooLarge, Err: safeError{text: fmt.Sprintf("the param has %d bytes", len(param))}}
-	case !utf8.ValidString(param):
-		return "", &Error{Code: ParamMalformed, Err: safeError{text: "the param is not valid UTF-8"}}
+	}
+	if fault := m.unfit(param); fault != nil {
+		return "", fault
 	}
 	return param, nil
 }
 
-var (
-	errNoMiddleware = safeError{text: "the Middleware was not made by New"}
-	errNoScene      = safeError{text: "SceneIDFunc returned an empty scene ID"}
-	errNoMode       = safeError{text: "ModeFunc panicked, or returned a Mode that does not exist"}
-	errNoVerdict    = safeError{text: "the Verifier's Result is not a verdict"}
-	errPanicked     = safeError{text: "the Verifier panicked"}
-)
-
-// callVerifier asks the Verifier. If it returns a fault, there is no verdict, and
-// mayOpen says whether a Policy may let the request through all the same: only for an
-// error that the Verifier returned.
-func (m *Middleware) callVerifier(ctx context.Context, req Request) (
-	result Result, took time.Duration, fault *Error, mayOpen bool,
-) {
-	if fault := ended(ctx); fault != nil {
-		return Result{}, 0, fault, false
+// unfit returns why param cannot be sent to the service, or nil.
+func (m *Middleware) unfit(param string) *Error {
+	switch {
+	case param == "":
+		return &Error{Code: ParamMissing}
+	case len(param) > m.cfg.MaxParamBytes:
+		return &Error{Code: ParamTooLarge, Err: safeError{text: fmt.Sprintf("the param has %d bytes", len(param))}}
+	case !utf8.ValidString(param):
+		return &Error{Code: ParamMalformed, Err: safeError{text: "the param is not valid UTF-8"}}
 	}
-	select {
-	case m.slots <- struct{}{}:
-		defer func() { <-m.slots }()
-	default:
-		return Result{}, 0, &Error{Code: Overloaded}, false
-	}
-	defer func() {
-		v := recover()
-		if v == http.ErrAbortHandler {
-			panic(v)
-		}
-		if v != nil {
-			m.logPanic(ctx, "captcha: the Verifier panicked", v, debug.Stack())
-			result, fault, mayOpen = Result{}, &Error{Code: ServiceUnavailable, Err: errPanicked}, false
-		}
-	}()
-
-	start := time.Now()
-	asking, cancel, tooShort := m.callContext(ctx, start)
-	defer cancel()
-
-	defer func() { took = time.Since(start) }()
-	result, err := m.cfg.Verifier.Verify(asking, req)
-	// The end of the request takes precedence over what the Verifier says.
-	if gone := ended(ctx); gone != nil && (gone.Code == ClientCanceled || tooShort && err != nil) {
-		return Result{}, 0, gone, false
-	}
-	if err != nil {
-		return Result{}, 0, classify(asking, err), true
-	}
-	verdict, ok := result.strict()
-	if !ok {
-		return Result{}, 0, &Error{Code: ServiceUnavailable, Err: errNoVerdict}, false
-	}
-	return verdict, 0, nil, true
-}
-
-// callContext returns the context for a call that begins at start, and whether the
-// request's own deadline leaves it too little time.
-//
-// A client that hangs up does not end the call, because that would cost a connection
-// each time: the call goes on and keeps its place of MaxConcurrent. Only a deadline
-// ends it. If it leaves enough time, the Verifier sees it as a deadline. Otherwise the
-// Verifier sees a cancellation, because a client that sends its body slowly must not
-// be able to make the service look slow.
-func (m *Middleware) callContext(ctx context.Context, start time.Time) (context.Context, context.CancelFunc, bool) {
-	deadline, tooShort := start.Add(m.cfg.Timeout), false
-	if brought, ok := ctx.Deadline(); ok && brought.Before(deadline) {
-		left := brought.Sub(start)
-		m.logDeadline(ctx, left)
-		if tooShort = left < min(enoughTime, m.cfg.Timeout); !tooShort {
-			deadline = brought
-		}
-	}
-	asking, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
-	if !tooShort {
-		return asking, cancel, false
-	}
-	stop := context.AfterFunc(ctx, func() {
-		if ctx.Err() == context.DeadlineExceeded {
-			cancel()
-		}
-	})
-	return asking, func() { stop(); cancel() }, true
-}
-
-// ended returns the Error for a request whose context is done, or nil.
-func ended(ctx context.Context) *Error {
-	err := ctx.Err()
-	if err == nil {
-		return nil
-	}
-	code := ClientCanceled
-	if errors.Is(err, context.DeadlineExceeded) {
-		code = Overloaded
-	}
-	return &Error{Code: code, Err: safeError{err.Error(), err}}
+	return nil
 }
