@@ -328,7 +328,7 @@ func FuzzFromMultipart(f *testing.F) {
 	f.Fuzz(func(t *testing.T, boundary string, body, pieces []byte) {
 		contentType := mime.FormatMediaType("multipart/form-data", map[string]string{"boundary": boundary})
 		if _, params, err := mime.ParseMediaType(contentType); err != nil || params["boundary"] != boundary {
-			t.Skip("no way to write this boundary")
+			return // no Content-Type can carry this boundary
 		}
 		found := probe.run(t, contentType, body, pieces)
 		if boundary == "" {

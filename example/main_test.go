@@ -18,12 +18,10 @@ import (
 	"os/exec"
 	"reflect"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -741,24 +739,6 @@ func programEnv(t *testing.T, vars map[string]string) []string {
 		environ = append(environ, name+"="+value)
 	}
 	return environ
-}
-
-func TestStopsOnSignals(t *testing.T) {
-	if runtime.GOOS == "windows" {
-		t.Skip("a process cannot send these signals on Windows")
-	}
-	for _, sig := range []os.Signal{os.Interrupt, syscall.SIGTERM} {
-		t.Run(sig.String(), func(t *testing.T) {
-			program := exec.CommandContext(t.Context(), os.Args[0], anyPort...)
-			program.Env = programEnv(t, nil)
-			stdout, err := program.StdoutPipe()
-			require.NoError(t, err)
-			require.NoError(t, program.Start())
-			startLines(t, stdout)
-			require.NoError(t, program.Process.Signal(sig))
-			require.NoError(t, program.Wait())
-		})
-	}
 }
 
 func TestStopsWhenItsContextIsDone(t *testing.T) {
