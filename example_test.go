@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/go-chi/chi/v5"
-	"github.com/stretchr/testify/require"
 	"golang.org/x/time/rate"
 
 	"github.com/alicaptcha/alicaptcha"
@@ -386,15 +385,4 @@ func newRouter() http.Handler {
 
 func TestRoutesAreProtected(t *testing.T) {
 	alicaptchatest.AssertProtected(t, newRouter(), "POST /login", "POST /signup")
-}
-
-func TestSimulator(t *testing.T) {
-	server := alicaptchatest.Start(t, alicaptchatest.Config{})
-	client := server.Client() // an *alicaptcha.Client
-	param, err := server.Issue(alicaptchatest.Issue{SceneID: "login", Code: alicaptcha.F009})
-
-	require.NoError(t, err)
-	result, err := client.Verify(t.Context(), alicaptcha.Request{Param: param, SceneID: "login"})
-	require.NoError(t, err)
-	require.Equal(t, alicaptcha.F009, result.Code)
 }
