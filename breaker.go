@@ -48,8 +48,9 @@ type BreakerConfig struct {
 	// hangs holds one caller at a time.
 	Probes int
 
-	// Logger receives a line for each change of state: at warn when the breaker opens,
-	// and otherwise at info. Nil means slog.Default.
+	// Logger receives a line for each change of state: at warn when a closed breaker
+	// opens, and otherwise at info, so that the failed probes of a long outage do not
+	// repeat the warning. Nil means slog.Default.
 	Logger *slog.Logger
 
 	_ [0]func() // fields by name only
@@ -306,7 +307,10 @@ func logState(logger *slog.Logger, from, to gobreaker.State) {
 	}
 	level, text := slog.LevelInfo, "captcha: the breaker is "+to.String()
 	if to == gobreaker.StateOpen {
-		level, text = slog.LevelWarn, "captcha: the breaker is open, the service is not asked"
+		text += ", the service is not asked"
+	}
+	if from == gobreaker.StateClosed {
+		level = slog.LevelWarn
 	}
 	logger.LogAttrs(context.Background(), level, text,
 		slog.String("captcha.breaker_from", from.String()), slog.String("captcha.breaker", to.String()))

@@ -103,7 +103,7 @@ func TestBreakerOpensAndRecovers(t *testing.T) {
 		}
 		require.EqualValues(t, "closed", b.State())
 		require.Equal(t, []slog.Level{
-			slog.LevelWarn, slog.LevelInfo, slog.LevelWarn, slog.LevelInfo, slog.LevelInfo,
+			slog.LevelWarn, slog.LevelInfo, slog.LevelInfo, slog.LevelInfo, slog.LevelInfo,
 		}, log.levels(), "open, half-open, open, half-open, closed")
 
 		s.answer(errTimeout)
