@@ -75,6 +75,7 @@ func (a *answer) trace(ctx context.Context, calls *callRecord) context.Context {
 type callRecord struct {
 	refused atomic.Int64 // when a call was last refused, in Unix nanoseconds
 	unread  atomic.Int64 // the number of calls whose answer has begun but has not been read
+	warmth  warmth
 }
 
 // isRefusing reports whether a call was refused recently. For a short time it waits
@@ -139,6 +140,9 @@ func (c connection) exchange(req *http.Request, a *answer) (Result, *Error) {
 		return Result{}, &Error{Code: ServiceUnavailable, Err: safeError{text: text}}
 	}
 	defer resp.Body.Close()
+	if !resp.Close {
+		defer c.calls.warmth.use()
+	}
 	return readResponse(req.Context(), resp)
 }
 

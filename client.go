@@ -3,6 +3,7 @@ package alicaptcha
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -68,13 +69,16 @@ type ClientConfig struct {
 
 	// Transport makes the HTTP calls. Nil means a Transport for this API: it
 	// speaks HTTP/1.1, uses [http.ProxyFromEnvironment], keeps idle connections
-	// for 10 seconds, limits a dial and a TLS handshake to 5 seconds each, and
-	// accepts 64 KiB of response headers.
+	// for 20 seconds (the service keeps them for 25), resumes TLS sessions,
+	// limits a dial and a TLS handshake to 5 seconds each, and accepts 64 KiB of
+	// response headers.
 	//
 	// A Transport of your own needs limits on the dial and the TLS handshake as
 	// well, because net/http continues a dial whose call has ended. It should
-	// not limit the number of connections, which Config.MaxConcurrent bounds.
-	// Over HTTP/2, net/http may repeat a call that the server has reset.
+	// not limit the number of connections, which Config.MaxConcurrent bounds,
+	// and its IdleConnTimeout should be less than the time for which the service,
+	// or a proxy in between, keeps idle connections. Over HTTP/2, net/http may
+	// repeat a call that the server has reset.
 	Transport http.RoundTripper
 
 	// Logger receives an error when Credential provides no new keys, at most
@@ -114,11 +118,11 @@ func (c ClientConfig) shownEndpoint() string {
 // follows redirects with the keys, reads answers of any length, and accepts "true"
 // and -7 as a pass.
 type Client struct {
-	sdk      captcha.Client // copied for each call: the SDK writes to it
-	keys     *keyring
-	calls    *callRecord
-	endpoint string
-	_        [0]func()
+	sdk        captcha.Client // copied for each call: the SDK writes to it
+	keys       *keyring
+	connection connection
+	endpoint   string
+	_          [0]func()
 }
 
 // debugAtStart is the value that the SDK uses: it reads DEBUG when its packages
@@ -159,17 +163,18 @@ func NewClient(cfg ClientConfig) (*Client, error) {
 	}
 
 	calls := new(callRecord)
+	connection := connection{transport, calls}
 	sdk, err := captcha.NewClient(&openapi.Config{
 		Endpoint:   &host,
 		Protocol:   &protocol,
 		NoProxy:    &host, // otherwise the SDK sends the password of the proxy to the service
-		HttpClient: connection{transport, calls},
+		HttpClient: connection,
 	})
 	if err != nil {
 		return nil, &Error{Code: Misconfigured, Err: err}
 	}
 	sdk.Client.DisableSDKError = new(true) // connection reads the errors, and an SDKError costs a JSON round trip
-	return &Client{sdk: *sdk, keys: keys, calls: calls, endpoint: protocol + "://" + host + "/"}, nil
+	return &Client{sdk: *sdk, keys: keys, connection: connection, endpoint: protocol + "://" + host + "/"}, nil
 }
 
 // keyring returns the keys of c, or reports to fault what is wrong with them.
@@ -319,9 +324,12 @@ func newTransport() *http.Transport {
 		Protocols:           protocols,
 		// There are as many as callers. By default net/http keeps 2, and opens a new connection for each other call.
 		MaxIdleConnsPerHost: 512,
-		// This is less than load balancers use (15 s and more): a POST on a
-		// connection that the server has just closed fails and must not be repeated.
-		IdleConnTimeout:        10 * time.Second,
+		// This is less than the 25 s that the service's gateway announces: a POST on
+		// a connection that the server has just closed fails and must not be repeated.
+		IdleConnTimeout: 20 * time.Second,
+		// A resumed session saves a round trip with TLS 1.2, and the certificates. There is one
+		// session for each name: the service, and a proxy that speaks TLS.
+		TLSClientConfig:        &tls.Config{ClientSessionCache: tls.NewLRUClientSessionCache(4)},
 		MaxResponseHeaderBytes: maxAnswerBytes,
 	}
 }
@@ -373,7 +381,7 @@ func (c *Client) Verify(ctx context.Context, req Request) (Result, error) {
 		form.Set("SceneId", req.SceneID)
 	}
 	var a answer
-	ctx = a.trace(context.WithValue(ctx, answerKey{}, &a), c.calls)
+	ctx = a.trace(context.WithValue(ctx, answerKey{}, &a), c.connection.calls)
 	// VerifyIntelligentCaptchaWithContext makes the same call, but spends most of
 	// its time on conversions to JSON and maps.
 	_, err = sdk.CallApiWithCtx(ctx, operation, &openapi.OpenApiRequest{
