@@ -21,7 +21,8 @@ type Server struct {
 	transport *http.Transport
 }
 
-// Start serves a new Simulator over HTTP until tb and its subtests end.
+// Start serves a new Simulator over HTTP until tb and its subtests end. It closes
+// connections that are idle for 25 seconds, as the service does.
 func Start(tb testing.TB, cfg Config) *Server {
 	tb.Helper()
 	return start(tb, cfg, false)
@@ -38,7 +39,8 @@ func start(tb testing.TB, cfg Config, secure bool) *Server {
 	tb.Helper()
 	sim := NewSimulator(cfg)
 	srv := httptest.NewUnstartedServer(sim)
-	transport := &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: 10 * time.Second}
+	srv.Config.IdleTimeout = keepAlive
+	transport := &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: 20 * time.Second}
 	if secure {
 		srv.Listener = slowListener{srv.Listener, sim}
 		srv.EnableHTTP2 = true

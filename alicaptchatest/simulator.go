@@ -41,6 +41,8 @@ const (
 	solvedLife = 90 * time.Second // from solving, V3 only, F019
 	paramKept  = time.Hour        // older params are forgotten, and F014 anyway
 
+	keepAlive = 25 * time.Second // what the service's gateway announces; [Start] closes idle connections then
+
 	maxCalls     = 10_000
 	maxCallBytes = 64 << 20 // 10,000 calls with params of 1 MiB would be 10 GiB
 	maxBody      = 1 << 20
@@ -249,6 +251,9 @@ func (s *Simulator) Issue(i Issue) (string, error) {
 // [http.ErrAbortHandler] if a fault breaks off an answer and w does not support
 // hijacking, which is the case for HTTP/2 and [net/http/httptest.ResponseRecorder].
 func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor == 1 { // HTTP/2 has no such header
+		w.Header().Set("Keep-Alive", fmt.Sprintf("timeout=%.0f", keepAlive.Seconds()))
+	}
 	switch {
 	case r.URL.Path == "/issue":
 		s.serveIssue(w, r)
