@@ -2,11 +2,13 @@ package docs
 
 import (
 	"encoding/json"
+	"html/template"
 	"log"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -222,6 +224,30 @@ func TestExampleAsk(t *testing.T) {
 	w := post(login, "captchaVerifyParam", "x")
 	require.Equal(t, 403, w.Code)
 	require.Contains(t, w.Body.String(), "Please solve a new one.")
+}
+
+func TestExampleSceneKey(t *testing.T) {
+	t.Setenv("CAPTCHA_EKEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+	page := template.Must(template.New("").Parse(`{{.SceneID}} {{.EncryptedSceneID}}`))
+
+	key, err := alicaptcha.NewSceneKey(os.Getenv("CAPTCHA_EKEY")) // from the console's overview; a secret
+	if err != nil {
+		log.Fatal(err)
+	}
+	login := func(w http.ResponseWriter, r *http.Request) {
+		encrypted, err := key.Encrypt("1a2b3c4d", time.Hour)
+		if err != nil {
+			http.Error(w, "the page is not available", http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Cache-Control", "no-store") // what the page has in it expires
+		page.Execute(w, map[string]string{"SceneID": "1a2b3c4d", "EncryptedSceneID": encrypted})
+	}
+
+	w := httptest.NewRecorder()
+	login(w, httptest.NewRequest(http.MethodGet, "/login", nil))
+	require.Equal(t, "no-store", w.Header().Get("Cache-Control"))
+	require.Regexp(t, `^1a2b3c4d \S{64,}$`, w.Body.String())
 }
 
 func newRouter() http.Handler {

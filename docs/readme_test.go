@@ -36,18 +36,19 @@ func TestCode(t *testing.T) {
 		compiled.WriteString(flat(string(text)))
 	}
 	tried := map[string][]string{
-		"README.md":                 {"mermaid", "sh", "html", "js", "json"}, // .ci/readme, e2e, TestReadmeRejection
-		"README.zh-CN.md":           {"mermaid", "sh", "html", "js", "json"}, // the same as README.md's, by TestReadmeChinese
-		"docs/page.md":              {"html", "js"},                          // e2e
-		"docs/testing.md":           {"sh"},                                  // .ci/readme
-		"docs/doctor.md":            {"sh"},
-		"docs/telemetry.md":         {"sh"},
-		"docs/operations.md":        {"sh", "text", "promql", "yaml"}, // TestOperationsLog, TestOperationsRoute
-		"docs/performance.md":       {"sh"},                           // bench's own test
-		"recipes/README.md":         {"sh"},
-		"recipes/compose/README.md": {"sh"}, // its own test
-		"redisalicaptcha/README.md": {"sh"}, // go get
-		".github/CONTRIBUTING.md":   {"sh"}, // .ci/run
+		"README.md":                   {"mermaid", "sh", "html", "js", "json"}, // .ci/readme, e2e, TestReadmeRejection
+		"README.zh-CN.md":             {"mermaid", "sh", "html", "js", "json"}, // the same as README.md's, by TestReadmeChinese
+		"docs/page.md":                {"html", "js"},                          // e2e
+		"docs/testing.md":             {"sh"},                                  // .ci/readme
+		"docs/doctor.md":              {"sh"},
+		"docs/telemetry.md":           {"sh"},
+		"docs/operations.md":          {"sh", "text", "promql", "yaml"}, // TestOperationsLog, TestOperationsRoute
+		"docs/performance.md":         {"sh"},                           // bench's own test
+		"recipes/README.md":           {"sh"},
+		"recipes/compose/README.md":   {"sh"}, // its own test
+		"redisalicaptcha/README.md":   {"sh"}, // go get
+		"testdata/scenekey/README.md": {"sh"}, // .ci/scenekey
+		".github/CONTRIBUTING.md":     {"sh"}, // .ci/run
 	}
 
 	pieces := map[string]int{}

@@ -31,6 +31,7 @@ Doctor makes these checks in this order, and says what to do about what it finds
   service      it is activated, and the account is not overdue
   scene        the service does not report that it is unknown or another account's
   test_mode    the service does not report that the scene is in test mode
+  ekey         CAPTCHA_EKEY is the Base64 of 32 bytes; only if it is set
 
 Each check is printed when it is done, and again if a later one changes it.
 What cannot be checked is "not checked". That is so after a finding, and for
@@ -48,6 +49,9 @@ Otherwise they are taken from the environment, as by the package:
   ALIBABA_CLOUD_ACCESS_KEY_ID      a RAM user's pair
   ALIBABA_CLOUD_ACCESS_KEY_SECRET
   ALIBABA_CLOUD_SECURITY_TOKEN     only with temporary keys from STS
+
+The ekey, which is for the encrypted mode only, is read from CAPTCHA_EKEY, as by the
+example. It is not sent anywhere, so that whether it is the account's is not checked.
 
 Connections go through the proxy in HTTPS_PROXY, if it is set.
 
@@ -183,6 +187,10 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 		r.checkCall(cfg, *timeout)
 	}
 	r.print(lines, "test_mode")
+	if ekey := os.Getenv(ekeyName); ekey != "" {
+		r.checkEkey(ekey)
+		r.print(lines, "ekey")
+	}
 	r.OK = !r.hasFinding()
 
 	conclude := r.conclude
@@ -306,6 +314,20 @@ func (r *report) checkCredentials() {
 		}
 		c.ok(detail + " (not checked: whether it belongs to a RAM user, as it should, or to the root account)")
 	}
+}
+
+// ekeyName is the variable in which a program in the encrypted mode has the ekey.
+const ekeyName = "CAPTCHA_EKEY"
+
+// checkEkey checks the form of ekey. It comes last, because no other check depends on it.
+func (r *report) checkEkey(ekey string) {
+	c := &check{Name: "ekey"}
+	r.Checks = append(r.Checks, c)
+	if _, err := alicaptcha.NewSceneKey(ekey); err != nil {
+		c.finding(ekeyName+": "+short(err), "copy the ekey from the console's overview, without quotes or line breaks")
+		return
+	}
+	c.ok(ekeyName + " has the form of an ekey (not checked: whether it is the account's)")
 }
 
 // plainTransport sends an unsigned GET in place of each call, so that a Client

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -221,6 +222,10 @@ func examine(t *testing.T, vars map[string]string, args ...string) (string, foun
 	require.NotContains(t, asJSON.stdout+text.stdout, "hunter")
 
 	letters, want, unchecked := "", asJSON.stderr, ""
+	names := slices.Clone(names)
+	if vars["CAPTCHA_EKEY"] != "" {
+		names = append(names, "ekey")
+	}
 	require.Len(t, f.Checks, len(names))
 	findings := 0
 	for i, c := range f.Checks {
@@ -321,6 +326,23 @@ func TestDoctor(t *testing.T) {
 			want: "oooooooo-", calls: 1, words: []string{"a temporary AccessKey and an STS token are set"},
 		},
 		"a param that is noticed": {before: answering(401, `{"Code":"InvalidParameter"}`), want: "oooooooo-", calls: 1},
+
+		"an ekey": {
+			vars: with("CAPTCHA_EKEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="), want: "oooooooo-o", calls: 1,
+			words: []string{"CAPTCHA_EKEY has the form of an ekey (not checked: whether it is the account's)"},
+		},
+		"an ekey as it is": { // the other checks are made
+			vars: with("CAPTCHA_EKEY", "an-ekey-that-is-no-base64-hunter"), want: "oooooooo-F", calls: 1,
+			words: []string{"CAPTCHA_EKEY: the ekey is not standard Base64", "copy the ekey from the console's overview"},
+		},
+		"an ekey with a line break": {
+			vars: with("CAPTCHA_EKEY", "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkahunter=\n"), want: "oooooooo-F", calls: 1,
+			words: []string{"CAPTCHA_EKEY: the ekey contains white space"},
+		},
+		"a short ekey, and no keys": {
+			vars: map[string]string{"CAPTCHA_EKEY": "AAhunter"}, want: "Foo------F",
+			words: []string{"CAPTCHA_EKEY: the ekey is the Base64 of 6 bytes instead of 32"},
+		},
 
 		"wrong secret": {
 			vars: with("ALIBABA_CLOUD_ACCESS_KEY_SECRET", "hunter9"),
