@@ -31,6 +31,7 @@ func TestClientDiagnose(t *testing.T) {
 		"F002": {verdict(false, "F002"), nil}, "F003": {verdict(false, "F003"), nil},
 		"F013": {verdict(false, "F013"), nil}, "F001": {verdict(false, "F001"), nil},
 		"F014": {verdict(false, "F014"), nil}, "F017": {verdict(false, "F017"), nil},
+		"F022":             {verdict(false, "F022"), nil}, // the made-up param cannot have an encrypted scene ID
 		"InvalidParameter": {refused(401, "InvalidParameter"), nil},
 		"MissingParameter": {refused(400, "MissingParameter"), nil},
 

@@ -132,7 +132,7 @@ func TestRouters(t *testing.T) {
 				require.Equal(t, row.status, resp.StatusCode, "%s: %s", row.answer, answer)
 				require.Contains(t, string(answer), row.answer)
 				if row.status == 429 {
-					require.Equal(t, "60", resp.Header.Get("Retry-After"))
+					require.Equal(t, "3600", resp.Header.Get("Retry-After"))
 				}
 				if row.status != 200 {
 					require.Equal(t, "application/problem+json", resp.Header.Get("Content-Type"))

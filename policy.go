@@ -106,10 +106,14 @@ var (
 	actExpired     = Action{Status: 403, Reason: reasonExpired, Retry: true}
 	actRejected    = Action{Status: 403, Reason: reasonRejected, Retry: true}
 	actRefused     = Action{Status: 403, Reason: reasonRejected}
-	actRateLimited = Action{Status: 429, Reason: reasonRateLimited, RetryAfter: time.Minute}
+	actRateLimited = Action{Status: 429, Reason: reasonRateLimited, RetryAfter: rateWindow}
 	actOperator    = Action{Status: 503, Reason: reasonUnavailable}
 	actUnavailable = Action{Status: 503, Reason: reasonUnavailable, Retry: true, RetryAfter: 5 * time.Second}
 )
+
+// rateWindow is the shorter of the windows in which the service counts requests for F010
+// and F011, an hour and a day. The code does not say which one is full.
+const rateWindow = time.Hour
 
 // codes holds all codes except Exempted. It is never written to.
 var codes = map[Code]codeInfo{
@@ -169,21 +173,16 @@ var codes = map[Code]codeInfo{
 		actRefused, openFreely,
 	},
 	F022: {
-		"The check of the encrypted mode failed: if everybody gets this, compare the page's encrypted " +
-			"scene ID with the console; if few do, they were tampered with.",
-		actRefused, openFreely,
-	},
-	F023: {
-		"The page could not start the challenge and sent a disaster-recovery param.",
+		"The check of the encrypted mode failed: if everybody gets this, compare the ekey with the console, set this " +
+			"server's clock, and let nothing cache the page; if few do, their pages were open until the encrypted " +
+			"scene ID had expired, or they were tampered with.",
 		actRejected, openFreely,
 	},
+	F023: {"The page could not start the challenge and sent a disaster-recovery param.", actRejected, openFreely},
 	F024: {"The service detected an automation script.", actRefused, openFreely},
 	F025: {"A model of the service flagged the request.", actRejected, openFreely},
 
-	ParamMissing: {
-		"The request carries no param.",
-		Action{Status: 400, Reason: reasonMissing, Retry: true}, openFreely,
-	},
+	ParamMissing:   {"The request carries no param.", Action{Status: 400, Reason: reasonMissing, Retry: true}, openFreely},
 	ParamMalformed: {"The param or the body around it could not be read.", actInvalid, openNever},
 	ParamTooLarge: {
 		"The param, or what lies before it in the body, is over the limit.",

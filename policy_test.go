@@ -49,8 +49,8 @@ var policyTable = []policyRow{
 	{"F007", 403, "captcha_expired", true, 0, false, info},
 	{"F008", 403, "captcha_expired", true, 0, false, info},
 	{"F009", 403, "captcha_rejected", false, 0, false, info},
-	{"F010", 429, "captcha_rate_limited", false, time.Minute, false, info},
-	{"F011", 429, "captcha_rate_limited", false, time.Minute, false, info},
+	{"F010", 429, "captcha_rate_limited", false, time.Hour, false, info},
+	{"F011", 429, "captcha_rate_limited", false, time.Hour, false, info},
 	{"F012", 403, "captcha_rejected", false, 0, false, warn},
 	{"F013", 400, "captcha_invalid", true, 0, false, info},
 	{"F014", 403, "captcha_expired", true, 0, false, info},
@@ -61,7 +61,7 @@ var policyTable = []policyRow{
 	{"F019", 403, "captcha_expired", true, 0, false, info},
 	{"F020", 403, "captcha_rejected", true, 0, false, info},
 	{"F021", 403, "captcha_rejected", false, 0, false, warn},
-	{"F022", 403, "captcha_rejected", false, 0, false, warn},
+	{"F022", 403, "captcha_rejected", true, 0, false, warn},
 	{"F023", 403, "captcha_rejected", true, 0, false, info},
 	{"F024", 403, "captcha_rejected", false, 0, false, info},
 	{"F025", 403, "captcha_rejected", true, 0, false, info},
@@ -119,7 +119,7 @@ func TestDefaultPolicyForEveryCode(t *testing.T) {
 			require.Equal(t, alicaptcha.Action{
 				Status: row.status, Reason: row.reason, Retry: row.retry, RetryAfter: row.retryAfter,
 			}, o.Action)
-			after := map[time.Duration]string{0: "", 5 * time.Second: "5", time.Minute: "60"}[row.retryAfter]
+			after := map[time.Duration]string{0: "", 5 * time.Second: "5", time.Hour: "3600"}[row.retryAfter]
 			require.Equal(t, after, tr.Header().Get("Retry-After"))
 			if row.code == alicaptcha.ClientCanceled {
 				require.Empty(t, tr.Body.String())

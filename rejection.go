@@ -84,7 +84,10 @@ func (p Problem) SetHeader(h http.Header) {
 // A wording is what a rejection says to the person who reads it.
 type wording struct {
 	details map[string]string // by reason
-	wait    string            // with the seconds
+	wait    string            // with the seconds, if they are few
+	minutes string            // with the minutes, if there are at least two
+	hours   string            // with the hours
+	hour    string            // for one hour
 	missing string            // if no param was sent
 	retry   string            // if a new challenge may succeed
 	later   string            // if the client is not the cause
@@ -107,6 +110,9 @@ var english = wording{
 		reasonUnavailable: "The captcha cannot be checked right now.",
 	},
 	wait:    "You can try again in %d s.",
+	minutes: "Please wait at least %d minutes before you try again.",
+	hours:   "Please wait at least %d hours before you try again.",
+	hour:    "Please wait at least an hour before you try again.",
 	missing: "Please complete it and try again.",
 	retry:   "Please solve a new one.",
 	later:   "Please try again later.",
@@ -129,6 +135,9 @@ var chinese = wording{
 		reasonUnavailable: "暂时无法完成验证。",
 	},
 	wait:    "请在 %d 秒后重试。",
+	minutes: "请至少等待 %d 分钟后再试。",
+	hours:   "请至少等待 %d 小时后再试。",
+	hour:    "请至少等待 1 小时后再试。",
 	missing: "请先完成验证。",
 	retry:   "请重新完成验证。",
 	later:   "请稍后再试。",
@@ -230,7 +239,7 @@ func (words *wording) detail(a Action, seconds int64) string {
 	}
 	switch {
 	case seconds > 0:
-		return detail + words.space + fmt.Sprintf(words.wait, seconds)
+		return detail + words.space + words.waitFor(seconds)
 	case a.Retry && a.Reason == reasonMissing:
 		return detail + words.space + words.missing
 	case a.Retry:
@@ -239,6 +248,20 @@ func (words *wording) detail(a Action, seconds int64) string {
 		return detail + words.space + words.later
 	}
 	return detail + words.space + words.final
+}
+
+// waitFor says how long to wait. A long time is rounded up, and may not be long enough: for
+// F010 and F011 it is the shorter one of two windows.
+func (words *wording) waitFor(seconds int64) string {
+	switch {
+	case seconds < 120:
+		return fmt.Sprintf(words.wait, seconds)
+	case seconds == 3600:
+		return words.hour
+	case seconds <= 7200-60:
+		return fmt.Sprintf(words.minutes, (seconds+59)/60)
+	}
+	return fmt.Sprintf(words.hours, (seconds+3599)/3600)
 }
 
 func (p Problem) wording() *wording {

@@ -287,6 +287,9 @@ func TestRejectionsSayWhatHelps(t *testing.T) {
 		require.NoError(t, json.Unmarshal(reject(r, o).Body.Bytes(), &body))
 		return body.Detail
 	}
+	after := func(d time.Duration) alicaptcha.Outcome {
+		return alicaptcha.Outcome{Code: alicaptcha.F001, Action: alicaptcha.Action{RetryAfter: d}}
+	}
 	for _, row := range []struct {
 		o           alicaptcha.Outcome
 		english, zh string
@@ -305,7 +308,8 @@ func TestRejectionsSayWhatHelps(t *testing.T) {
 		{alicaptcha.Outcome{Code: alicaptcha.F009},
 			"The captcha was not passed. Trying again will not help.", "验证未通过。重试也无法通过。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010},
-			"There were too many attempts. You can try again in 60 s.", "尝试次数过多。请在 60 秒后重试。"},
+			"There were too many attempts. Please wait at least an hour before you try again.",
+			"尝试次数过多。请至少等待 1 小时后再试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Reject(429)},
 			"There were too many attempts. Please try again later.", "尝试次数过多。请稍后再试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.ServiceTimeout},
@@ -313,6 +317,16 @@ func TestRejectionsSayWhatHelps(t *testing.T) {
 			"暂时无法完成验证。请在 5 秒后重试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.F010, Action: alicaptcha.Action{RetryAfter: time.Second}},
 			"There were too many attempts. You can try again in 1 s.", "尝试次数过多。请在 1 秒后重试。"},
+		{after(119 * time.Second), "The captcha was not passed. You can try again in 119 s.",
+			"验证未通过。请在 119 秒后重试。"},
+		{after(120*time.Second + 1), "The captcha was not passed. Please wait at least 3 minutes before you try again.",
+			"验证未通过。请至少等待 3 分钟后再试。"},
+		{after(7140 * time.Second), "The captcha was not passed. Please wait at least 119 minutes before you try again.",
+			"验证未通过。请至少等待 119 分钟后再试。"},
+		{after(7140*time.Second + 1), "The captcha was not passed. Please wait at least 2 hours before you try again.",
+			"验证未通过。请至少等待 2 小时后再试。"},
+		{after(24*time.Hour + 1), "The captcha was not passed. Please wait at least 25 hours before you try again.",
+			"验证未通过。请至少等待 25 小时后再试。"},
 		{alicaptcha.Outcome{Code: alicaptcha.Misconfigured},
 			"The captcha cannot be checked right now. Please try again later.",
 			"暂时无法完成验证。请稍后再试。"},

@@ -160,8 +160,8 @@ func TestRejections(t *testing.T) {
 			"验证未通过。重试也无法通过。", false, false,
 		},
 		{
-			"F010", "There were too many attempts. You can try again in 60 s.",
-			"尝试次数过多。请在 60 秒后重试。", false, true,
+			"F010", "There were too many attempts. Please wait at least an hour before you try again.",
+			"尝试次数过多。请至少等待 1 小时后再试。", false, true,
 		},
 		{
 			"F005", "The captcha cannot be checked right now. Please try again later.",
@@ -336,7 +336,7 @@ func TestSignupRejected(t *testing.T) {
 		{window{}, "F001", "The captcha was not passed. Please solve a new one.", "Go back"},
 		{
 			window{width: 360, dark: true, language: "zh-CN"},
-			"F010", "尝试次数过多。请在 60 秒后重试。", "返回",
+			"F010", "尝试次数过多。请至少等待 1 小时后再试。", "返回",
 		},
 	} {
 		t.Run(row.code, func(t *testing.T) {

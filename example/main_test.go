@@ -224,7 +224,7 @@ func TestLoginRejections(t *testing.T) {
 
 	limited := p.login(t, "alice", "correct-horse", p.mint(t, `{"sceneId":"login","code":"F010"}`))
 	requireRejected(t, limited, http.StatusTooManyRequests, "captcha_rate_limited")
-	require.Equal(t, "60", limited.header.Get("Retry-After"))
+	require.Equal(t, "3600", limited.header.Get("Retry-After"))
 }
 
 func TestLoginReadsItsBodyStrictly(t *testing.T) {

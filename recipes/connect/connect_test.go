@@ -154,7 +154,7 @@ func TestProtocols(t *testing.T) {
 			requireError(t, call(login, "alice", param), connect.CodePermissionDenied, "captcha_expired", "true", 0)
 			requireError(t, call(login, "alice", issue("F009")), connect.CodePermissionDenied, "captcha_rejected", "false", 0)
 			requireError(t, call(login, "alice", issue("F010")),
-				connect.CodeResourceExhausted, "captcha_rate_limited", "false", time.Minute)
+				connect.CodeResourceExhausted, "captcha_rate_limited", "false", time.Hour)
 			requireError(t, call(login, "alice", strings.Repeat("x", 33<<10)),
 				connect.CodeInvalidArgument, "captcha_invalid", "false", 0)
 			require.NoError(t, service.SetFaults(alicaptchatest.Faults{Status: 500}))
