@@ -91,16 +91,19 @@ func random(n int) string {
 
 // param is what a Simulator reads in a param, whoever made it.
 type param struct {
-	complete           bool
+	complete, failover bool
+	format             Format
 	sceneID, certifyID string
 }
 
 // parseParam parses text. It reports false if text is neither a JSON object (V2)
 // nor base64 of one (V3).
 func parseParam(text string) (param, bool) {
+	p := param{format: V2}
 	required := []string{"sceneId", "certifyId", "deviceToken", "data"}
 	object, ok := parseObject([]byte(text))
 	if !ok {
+		p.format = V3
 		required = []string{"sceneId", "certifyId", "securityToken"}
 		decoded, err := base64.StdEncoding.DecodeString(text)
 		if err != nil {
@@ -109,16 +112,22 @@ func parseParam(text string) (param, bool) {
 		if object, ok = parseObject(decoded); !ok {
 			return param{}, false
 		}
-		if _, isBool := object["isSign"].(bool); !isBool {
-			return param{}, true
-		}
+	}
+	p.sceneID, _ = object["sceneId"].(string)
+	p.certifyID, _ = object["certifyId"].(string)
+	// The script makes such a param itself if it cannot reach the service.
+	if p.failover = object["failover"] == "T" && p.sceneID != ""; p.failover {
+		p.certifyID = "" // so that it counts as never issued
+		return p, true
 	}
 	for _, name := range required {
 		if value, _ := object[name].(string); value == "" {
-			return param{}, true
+			return p, true
 		}
 	}
-	return param{complete: true, sceneID: object["sceneId"].(string), certifyID: object["certifyId"].(string)}, true
+	_, isBool := object["isSign"].(bool)
+	p.complete = isBool || p.format == V2
+	return p, true
 }
 
 func parseObject(text []byte) (map[string]any, bool) {

@@ -18,7 +18,6 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
-	_ "embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -43,6 +42,7 @@ const (
 
 	keepAlive = 25 * time.Second // what the service's gateway announces; [Start] closes idle connections then
 
+	maxMinted    = 1 << 20 // the oldest is forgotten earlier
 	maxCalls     = 10_000
 	maxCallBytes = 64 << 20 // 10,000 calls with params of 1 MiB would be 10 GiB
 	maxBody      = 1 << 20
@@ -66,6 +66,11 @@ type Config struct {
 	// ForeignScenes are scenes of another account, for which the verdict is F006. A
 	// scene that is in Scenes as well counts as foreign.
 	ForeignScenes []string
+
+	// EKey switches encrypted mode on: it is the account's key for it, in base64 of
+	// 32 bytes. The script then gets no V3 param without a valid EncryptedSceneId,
+	// and the verdict F022 instead. Issue and POST /issue need none.
+	EKey string
 
 	_ [0]func() // fields by name only
 }
@@ -98,6 +103,7 @@ type Config struct {
 // first. [Server] does that itself.
 type Simulator struct {
 	cfg  Config          // with all defaults; never changed
+	ekey []byte          // nil without encrypted mode
 	life context.Context // done when faults must no longer hold up calls
 	stop context.CancelFunc
 
@@ -107,6 +113,7 @@ type Simulator struct {
 	swept     time.Time
 	nonces    map[string]time.Time // until when each is remembered
 	minted    map[string]*record   // by certifyId
+	order     []string             // the certifyIds of minted, oldest first
 	calls     []*Call              // the most recent ones
 	callBytes int
 	count     int
@@ -122,7 +129,8 @@ type record struct {
 }
 
 // NewSimulator returns a Simulator for cfg. Later changes to cfg have no effect. It
-// panics if only one of AccessKeyID and AccessKeySecret is set.
+// panics if only one of AccessKeyID and AccessKeySecret is set, or if EKey is not
+// valid.
 func NewSimulator(cfg Config) *Simulator {
 	if cfg.AccessKeyID == "" && cfg.AccessKeySecret == "" {
 		cfg.AccessKeyID, cfg.AccessKeySecret = "test-id", "test-secret"
@@ -136,6 +144,13 @@ func NewSimulator(cfg Config) *Simulator {
 	cfg.Scenes = slices.Clone(cfg.Scenes)
 	cfg.ForeignScenes = slices.Clone(cfg.ForeignScenes)
 	s := &Simulator{cfg: cfg, nonces: map[string]time.Time{}, minted: map[string]*record{}}
+	if cfg.EKey != "" {
+		ekey, err := parseEKey(cfg.EKey)
+		if err != nil {
+			panic(err.Error())
+		}
+		s.ekey = ekey
+	}
 	s.life, s.stop = context.WithCancel(context.Background())
 	s.outage = newOutage(s.life, Faults{})
 	return s
@@ -204,7 +219,9 @@ func (s *Simulator) now() time.Time {
 	if now.Sub(s.swept) > time.Minute {
 		s.swept = now
 		maps.DeleteFunc(s.nonces, func(_ string, until time.Time) bool { return time.Now().After(until) })
-		maps.DeleteFunc(s.minted, func(_ string, rec *record) bool { return now.Sub(rec.at) > paramKept })
+		for len(s.order) > 0 && now.Sub(s.minted[s.order[0]].at) > paramKept {
+			s.forget()
+		}
 	}
 	return now
 }
@@ -238,13 +255,44 @@ func (s *Simulator) Issue(i Issue) (string, error) {
 	case i.Bytes != 0 && i.Format == V3:
 		return "", errors.New("alicaptchatest: the bytes must be 0 for a v3 param")
 	}
-	certifyID := rand.Text()
-	param := mint(i, certifyID)
+	param, _ := s.mint(i, "")
+	return param, nil
+}
 
+// mint returns a new param for i, which must be valid and complete. If userCertifyID
+// is empty, the certifyId has 10 letters and digits, like the service's. mint reports
+// false if userCertifyID was used before. What the service does then is not known.
+func (s *Simulator) mint(i Issue, userCertifyID string) (string, bool) {
+	for {
+		certifyID := cmp.Or(userCertifyID, rand.Text()[:10])
+		param := mint(i, certifyID)
+		isNew := s.keep(certifyID, &record{sum: sha256.Sum256([]byte(param)), format: i.Format, code: i.Code})
+		if isNew || userCertifyID != "" {
+			return param, isNew
+		}
+	}
+}
+
+// keep remembers a param. It reports false if there is one with its certifyID.
+func (s *Simulator) keep(certifyID string, rec *record) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.minted[certifyID] = &record{sum: sha256.Sum256([]byte(param)), format: i.Format, code: i.Code, at: s.now()}
-	return param, nil
+	rec.at = s.now()
+	if s.minted[certifyID] != nil {
+		return false
+	}
+	if len(s.order) >= maxMinted {
+		s.forget()
+	}
+	s.minted[certifyID] = rec
+	s.order = append(s.order, certifyID)
+	return true
+}
+
+// forget forgets the oldest param. s.mu must be held.
+func (s *Simulator) forget() {
+	delete(s.minted, s.order[0])
+	s.order = s.order[1:]
 }
 
 // ServeHTTP answers as described at [Simulator]. It panics with
@@ -261,6 +309,8 @@ func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.serveFaults(w, r)
 	case r.URL.Path == "/AliyunCaptcha.js":
 		serveWidget(w, r)
+	case r.URL.Path == "/widget/init" || r.URL.Path == "/widget/verify":
+		s.serveWidgetCall(w, r)
 	case r.URL.Path != "/":
 		missing := answer{status: 404, code: "InvalidAction.NotFound", message: "The specified path is not found."}
 		missing.reply(r.Host).write(w)
@@ -271,20 +321,6 @@ func (s *Simulator) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		s.serveCall(w, r)
 	}
-}
-
-//go:embed AliyunCaptcha.js
-var widget []byte
-
-func serveWidget(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
-		w.Header().Set("Allow", "GET, HEAD")
-		writeError(w, http.StatusMethodNotAllowed, "use GET")
-		return
-	}
-	w.Header().Set("Content-Type", "text/javascript; charset=utf-8")
-	w.Header().Set("Cache-Control", "no-cache")
-	w.Write(widget)
 }
 
 func (s *Simulator) serveIssue(w http.ResponseWriter, r *http.Request) {
@@ -432,7 +468,7 @@ func (s *Simulator) judge(text, sceneID string, hasSceneID bool) (alicaptcha.Cod
 	if !ok {
 		return alicaptcha.F003, ""
 	}
-	if !p.complete {
+	if !p.complete && !p.failover {
 		return alicaptcha.F013, ""
 	}
 	sum := sha256.Sum256([]byte(text))
@@ -455,7 +491,9 @@ func (s *Simulator) judge(text, sceneID string, hasSceneID bool) (alicaptcha.Cod
 		return alicaptcha.F012, certifyID
 	case rec == nil && isAboutScene(s.outage.VerifyCode):
 		return s.outage.VerifyCode, certifyID
-	case rec == nil:
+	case p.failover && p.format == V2:
+		return alicaptcha.F023, ""
+	case rec == nil: // also V3's failover, because the service's verdict on that is not known
 		return alicaptcha.F014, certifyID
 	case !intact:
 		return alicaptcha.F017, certifyID

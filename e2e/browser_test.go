@@ -275,10 +275,12 @@ func (p *person) logsIn(username, password string) {
 	p.submits()
 }
 
-// The parts of the widget, in the shadow tree of the page's element.
+// The parts of the widget, in a shadow tree: a popup is in the body, an embedded one
+// in the page's element.
 const (
-	widget = `document.querySelector("#captcha-element > div").shadowRoot`
-	opened = `document.querySelector("#captcha-element > div")?.shadowRoot.querySelector("dialog[open]")`
+	popup  = `document.querySelector("#aliyunCaptcha-window-popup")`
+	widget = `(` + popup + ` ?? document.querySelector("#captcha-element > div")).shadowRoot`
+	opened = popup + `?.shadowRoot.querySelector("dialog[open]")`
 )
 
 type rect struct{ Left, Top, Width, Height float64 }
