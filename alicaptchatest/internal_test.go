@@ -1,8 +1,10 @@
 package alicaptchatest
 
 import (
+	"bufio"
 	"crypto/sha256"
 	"encoding/hex"
+	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -137,6 +139,16 @@ func TestMemoryIsBounded(t *testing.T) {
 			require.Equal(t, maxCallBytes, s.callBytes)
 		}
 	})
+	t.Run("number of params", func(t *testing.T) {
+		s := NewSimulator(Config{})
+		s.minted["oldest"] = &record{at: s.clock()}
+		s.order = append([]string{"oldest"}, make([]string, maxMinted-1)...)
+		_, err := s.Issue(Issue{SceneID: "login"})
+		require.NoError(t, err)
+		require.Len(t, s.order, maxMinted)
+		require.Len(t, s.minted, 1)
+		require.NotContains(t, s.minted, "oldest")
+	})
 	t.Run("params and nonces", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			s := NewSimulator(Config{})
@@ -157,9 +169,74 @@ func TestMemoryIsBounded(t *testing.T) {
 			s.Advance(2 * time.Minute)
 			s.clock()
 			require.Empty(t, s.minted)
+			require.Empty(t, s.order)
 		})
 	})
 }
+
+// exchange sends a request to s and returns the status of the answer, and how long it took.
+// It must be called in a bubble.
+func exchange(t *testing.T, s *Simulator, request string) (int, time.Duration) {
+	client, server := net.Pipe()
+	srv := &http.Server{Handler: s}
+	defer srv.Close()
+	defer client.Close()
+	go srv.Serve(&oneConn{conn: server, closed: make(chan struct{})})
+	began := time.Now()
+	_, err := io.WriteString(client, request)
+	require.NoError(t, err)
+	resp, err := http.ReadResponse(bufio.NewReader(client), nil)
+	require.NoError(t, err)
+	return resp.StatusCode, time.Since(began)
+}
+
+// A client that sends its body slowly does not occupy the server forever, and an answer
+// that takes long after the body is not cut off.
+func TestSlowBody(t *testing.T) {
+	t.Parallel()
+	for _, path := range []string{"/", "/issue", "/faults", "/widget/verify"} {
+		t.Run(path, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				status, took := exchange(t, NewSimulator(Config{}), "POST "+path+" HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{")
+				require.Equal(t, 400, status)
+				require.Equal(t, bodyTime, took)
+			})
+		})
+	}
+	t.Run("slow answer", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			s := NewSimulator(Config{})
+			require.NoError(t, s.SetFaults(Faults{Latency: maxDelay}))
+			status, took := exchange(t, s, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\nx=")
+			require.Equal(t, 404, status, "not signed")
+			require.Equal(t, maxDelay, took)
+		})
+	})
+}
+
+// oneConn is a listener with one connection.
+type oneConn struct {
+	net.Listener
+	conn   net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *oneConn) Accept() (net.Conn, error) {
+	if conn := l.conn; conn != nil {
+		l.conn = nil
+		return conn, nil
+	}
+	<-l.closed
+	return nil, net.ErrClosed
+}
+
+func (l *oneConn) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *oneConn) Addr() net.Addr { return &net.TCPAddr{} }
 
 // pipes is a listener whose connections are pipes with data to read.
 type pipes struct{ net.Listener }

@@ -47,6 +47,7 @@ const (
 	maxCallBytes = 64 << 20 // 10,000 calls with params of 1 MiB would be 10 GiB
 	maxBody      = 1 << 20
 	maxIssueBody = 64 << 10
+	bodyTime     = 30 * time.Second // for the body of a request; the answer may be an hour late
 )
 
 // Config configures a [Simulator]. Its zero value is usable.
@@ -82,12 +83,14 @@ type Config struct {
 //     the format of the service's gateway.
 //   - GET /AliyunCaptcha.js stands in for the vendor's script. A page that differs
 //     only in the script's URL shows a slider as the challenge, which can be moved
-//     with a mouse, a finger or a keyboard. Its initAliyunCaptcha supports V3 with
-//     success and V2 with captchaVerifyCallback, each as popup and embed, and
-//     passes getInstance an object with show, hide, refresh and destroyCaptcha.
-//   - POST /issue stands in for the rest of the browser. It takes an [Issue] in
-//     JSON, and answers with {"captchaVerifyParam":"…"}, or with 400 and
-//     {"error":"…"}. Pages of any origin may read the answer.
+//     with a mouse, a finger or a keyboard. Its initAliyunCaptcha takes the options
+//     of V3 with success and of V2 with captchaVerifyCallback, each as popup and
+//     embed, and is as awkward as the vendor's. A query of the script's URL asks
+//     for faults, which the beginning of the script lists. The script itself uses
+//     POST /widget/init and POST /widget/verify.
+//   - POST /issue issues a param without a browser. It takes an [Issue] in JSON,
+//     and answers with {"captchaVerifyParam":"…"}, or with 400 and {"error":"…"}.
+//     Pages of any origin may read the answer.
 //   - POST /faults calls SetFaults. It takes [Faults] in JSON, or an empty body for
 //     none, and answers with the faults then in force, or with 400 and
 //     {"error":"…"}. GET /faults returns the faults in force. Except for TLSDelay,
@@ -95,10 +98,12 @@ type Config struct {
 //
 // The service's verdict on a person cannot be simulated: a param passes if it was
 // issued to pass. The rest is checked: the format of the param, its scene, its age,
-// and whether it was changed or used before.
+// and whether it was changed or used before. The param that a script makes itself
+// because it cannot reach the service is rejected: with F023 for V2, and for V3, for
+// which the service's verdict is not known, with F014.
 //
-// A Simulator is safe for concurrent use. It keeps the params of the last hour and
-// a bounded number of calls. A server that waits for its calls when it stops may
+// A Simulator is safe for concurrent use. It remembers the params of the last hour,
+// the newest million of them, and a bounded number of calls. A server that waits for its calls when it stops may
 // wait forever for one that a fault holds up, unless SetFaults(Faults{}) is called
 // first. [Server] does that itself.
 type Simulator struct {
@@ -343,12 +348,23 @@ func (s *Simulator) serveIssue(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, map[string]string{"captchaVerifyParam": param})
 }
 
+// readBody returns the body of r, for which a slow client has bodyTime.
+func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	rc := http.NewResponseController(w) // the recorders of tests support no deadline
+	rc.SetReadDeadline(time.Now().Add(bodyTime))
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	if err == nil { // or net/http would wait for the rest
+		rc.SetReadDeadline(time.Time{}) // or net/http would take the client for gone
+	}
+	return body, err
+}
+
 // readJSON decodes the body of r, which must be one JSON value without unknown
 // members, into v. The error for an empty body is io.EOF.
 func readJSON(w http.ResponseWriter, r *http.Request, limit int64, v any) error {
 	// The Decoder must not read the body: with GOEXPERIMENT=jsonv2 it reports a
 	// syntax error for a body that is too large.
-	text, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
+	text, err := readBody(w, r, limit)
 	if err != nil {
 		return err
 	}
@@ -380,7 +396,7 @@ func (s *Simulator) serveCall(w http.ResponseWriter, r *http.Request) {
 		o.resetRequest(w, r)
 		return
 	}
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	body, err := readBody(w, r, maxBody)
 	if err != nil {
 		a := answer{status: 400, code: "InvalidParameter", message: "The request body cannot be read."}
 		if _, ok := errors.AsType[*http.MaxBytesError](err); ok {

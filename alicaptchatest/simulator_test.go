@@ -577,26 +577,6 @@ func TestPaths(t *testing.T) {
 	require.Zero(t, s.Count())
 }
 
-// The script is for browsers. The module e2e tests it in one.
-func TestWidget(t *testing.T) {
-	t.Parallel()
-	s := alicaptchatest.NewSimulator(alicaptchatest.Config{})
-	ask := func(method string) *httptest.ResponseRecorder {
-		w := httptest.NewRecorder()
-		s.ServeHTTP(w, httptest.NewRequest(method, "/AliyunCaptcha.js", nil))
-		return w
-	}
-	w := ask("GET")
-	require.Equal(t, 200, w.Code)
-	require.Equal(t, "text/javascript; charset=utf-8", w.Header().Get("Content-Type"))
-	require.Contains(t, w.Body.String(), "window.initAliyunCaptcha = ")
-	require.Equal(t, 200, ask("HEAD").Code)
-	w = ask("POST")
-	require.Equal(t, 405, w.Code)
-	require.Equal(t, "GET, HEAD", w.Header().Get("Allow"))
-	require.Zero(t, s.Count())
-}
-
 // v2 and v3 return a param with the members, which are JSON.
 func v2(members string) string { return "{" + members + "}" }
 func v3(members string) string { return base64.StdEncoding.EncodeToString([]byte("{" + members + "}")) }

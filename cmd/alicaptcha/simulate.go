@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alicaptcha/alicaptcha"
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
 )
 
@@ -30,7 +31,10 @@ signature of each call, accepts a param once, and lets params expire.
                 {"captchaVerifyParam":"…"}; "code" is the verdict that the param
                 gets (T001 by default), "format" is v3 (the default) or v2
   GET /AliyunCaptcha.js
-                stands in for the vendor's script, with a slider as the challenge
+                stands in for the vendor's script, with a slider as the challenge;
+                a query of its URL asks for what a page has to survive, such as
+                ?delay=3000, ?never, ?down, ?error=Throttling, ?fail=F001 and
+                ?traceless, which the beginning of the script explains
   POST /faults  sets what is wrong with the service (see below); {} clears it
   GET /faults   shows what is wrong with the service
 
@@ -91,6 +95,8 @@ func parseSettings(args []string, stdout io.Writer) (s settings, ok bool, err er
 		"the STS `token` that calls must carry; if empty, they must carry none")
 	scenes := flags.String("scenes", "login,signup", "the account's scene `IDs`, separated by commas")
 	foreign := flags.String("foreign-scenes", "", "scene `IDs` of another account (F006), separated by commas")
+	flags.StringVar(&s.cfg.EKey, "ekey", "",
+		"switch V3's encrypted mode on with this `key`, base64 of 32 bytes; not a real one. POST /issue needs no EncryptedSceneId")
 	faults := flags.String("faults", "{}",
 		"what is wrong from the start, as a JSON `object` such as {\"hang\":\"headers\"}")
 	flags.BoolVar(&s.secure, "tls", false, "serve HTTPS; requires -ca-file")
@@ -118,6 +124,11 @@ func parseSettings(args []string, stdout io.Writer) (s settings, ok bool, err er
 	}
 	if err != nil {
 		return settings{}, false, usageError{err}
+	}
+	if s.cfg.EKey != "" {
+		if _, err := alicaptcha.NewSceneKey(s.cfg.EKey); err != nil {
+			return settings{}, false, usageError{fmt.Errorf("-ekey: %w", err)}
+		}
 	}
 	if s.hosts, err = parseHosts(*hosts); err != nil {
 		return settings{}, false, usageError{fmt.Errorf("-hosts: %w", err)}
@@ -235,6 +246,9 @@ func (s settings) banner(url string) string {
 	line("Access key secret", s.cfg.AccessKeySecret)
 	if s.cfg.SecurityToken != "" {
 		line("Security token", s.cfg.SecurityToken)
+	}
+	if s.cfg.EKey != "" {
+		line("Encrypted mode", "on, with the ekey "+s.cfg.EKey)
 	}
 	line("Scenes", strings.Join(s.cfg.Scenes, ", "))
 	if len(s.cfg.ForeignScenes) > 0 {

@@ -103,7 +103,7 @@ func TestSimulate(t *testing.T) {
 	t.Parallel()
 	url, s := startSimulator(t, "-scenes", "it's,b")
 	require.Equal(t, "it's, b", s.value(t, "Scenes"))
-	for _, label := range []string{"Security token:", "Foreign scenes:", "Faults:"} {
+	for _, label := range []string{"Security token:", "Encrypted mode:", "Foreign scenes:", "Faults:"} {
 		require.NotContains(t, strings.Join(s.lines, "\n"), label)
 	}
 
@@ -147,14 +147,17 @@ func TestSimulate(t *testing.T) {
 
 func TestSimulatePrintsItsFlags(t *testing.T) {
 	t.Parallel()
-	_, s := startSimulator(t, "-access-key-id", "id", "-access-key-secret", "key", "-security-token", "tok",
-		"-foreign-scenes", "c,d", "-faults", `{"latency":"1s"}`)
+	const ekey = "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s="
+	url, s := startSimulator(t, "-access-key-id", "id", "-access-key-secret", "key", "-security-token", "tok",
+		"-foreign-scenes", "c,d", "-ekey", ekey, "-faults", `{"latency":"1s"}`)
 	for label, want := range map[string]string{
 		"Access key ID": "id", "Access key secret": "key", "Security token": "tok",
-		"Scenes": "login, signup", "Foreign scenes": "c, d", "Faults": `{"latency":"1s"}`,
+		"Encrypted mode": "on, with the ekey " + ekey,
+		"Scenes":         "login, signup", "Foreign scenes": "c, d", "Faults": `{"latency":"1s"}`,
 	} {
 		require.Equal(t, want, s.value(t, label))
 	}
+	require.Contains(t, post(t, url+"/widget/verify", `{"prefix":"p","sceneId":"login","format":"v3"}`), "F022")
 }
 
 func TestSimulateWarnsWhereOthersReachIt(t *testing.T) {
