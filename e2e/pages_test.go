@@ -95,6 +95,7 @@ func TestChallengeGivenUp(t *testing.T) {
 func TestWrongPasswordThenAgain(t *testing.T) {
 	t.Parallel()
 	p := newPerson(t, window{width: 360})
+	p.before(documentedOnly)
 	p.open("/login")
 	p.logsIn("alice", "wrong")
 	p.drags(1)
@@ -232,6 +233,7 @@ func TestNothingToReach(t *testing.T) {
 	t.Run("script", func(t *testing.T) {
 		t.Parallel()
 		p := newPerson(t, window{blockedScript: true})
+		p.allow("the captcha's script could not be loaded")
 		p.open("/login")
 		p.types("username", "alice")
 		p.types("password", "correct-horse")

@@ -98,7 +98,7 @@ func TestBrokenWidgets(t *testing.T) {
 		p.fills()
 		p.until(`window.arrive`)
 		p.submits()
-		p.sees("The captcha is still loading. Please try again in a moment.")
+		p.sees("The captcha is still loading. Please wait.")
 		eval[bool](p, `(arrive(), true)`)
 		p.until(`message.textContent === ""`)
 	})
@@ -129,6 +129,10 @@ func TestAnswerThatIsNoJSON(t *testing.T) {
 	p.submits()
 	p.drags(1)
 	p.sees("Something went wrong. Please try again.")
+	eval[bool](p, `(fetch = fetchBefore, true)`)
+	p.submits()
+	p.drags(1)
+	p.sees("Welcome, alice.")
 }
 
 // After a page load that the person stops, the form can be sent again.

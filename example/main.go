@@ -23,10 +23,13 @@
 //	CAPTCHA_PREFIX                   the prefix that the console shows, for the page
 //	CAPTCHA_SCENE_LOGIN              the scene IDs that the console shows
 //	CAPTCHA_SCENE_SIGNUP
+//	CAPTCHA_EKEY                     the ekey that the console shows, in encrypted mode only
 package main
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"flag"
 	"fmt"
@@ -161,6 +164,7 @@ func realService(getenv func(string) string) (s settings, ok bool, err error) {
 	case 0:
 		s.client.Region = alicaptcha.Region(region)
 		s.client.SecurityToken = getenv("ALIBABA_CLOUD_SECURITY_TOKEN")
+		s.ekey = getenv("CAPTCHA_EKEY")
 		s.Script = "https://o.alicdn.com/captcha-frontend/aliyunCaptcha/AliyunCaptcha.js"
 		s.Origins = "https://*.alicdn.com https://*.aliyuncs.com"
 		return s, true, nil
@@ -176,7 +180,10 @@ func realService(getenv func(string) string) (s settings, ok bool, err error) {
 func simulated(site, simulator string) settings {
 	login := "curl -sS -i '" + site + `/login' -H 'Content-Type: application/json' -d ` +
 		`'{"username":"alice","password":"correct-horse","captchaVerifyParam":"'"$param"'"}'`
+	ekey := make([]byte, 32)
+	rand.Read(ekey) // it never returns an error
 	return settings{
+		ekey: base64.StdEncoding.EncodeToString(ekey),
 		client: alicaptcha.ClientConfig{
 			Region:          alicaptcha.International,
 			Endpoint:        simulator,

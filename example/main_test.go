@@ -4,11 +4,16 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/aes"
+	"crypto/cipher"
+	"encoding/base64"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"html"
 	"io"
 	"log/slog"
+	"maps"
 	"mime/multipart"
 	"net"
 	"net/http"
@@ -431,6 +436,7 @@ func TestRealService(t *testing.T) {
 		"/login": {"login", "scene-a"}, "/signup": {"signup", "scene-b"}, "/adaptive": {"login", "scene-a"},
 	} {
 		page := get(t, p.value(t, "Site")+path, "en")
+		require.NotContains(t, page.body, "data-encrypted-scene")
 		require.Contains(t, page.body, `window.AliyunCaptchaConfig = {region: "cn", prefix: "made-up-prefix"}`)
 		require.Contains(t, page.body, `data-scene="`+scene[1]+`"`)
 		require.NotContains(t, page.body, "made-up-id")
@@ -447,7 +453,7 @@ func TestRealService(t *testing.T) {
 				"https://o.alicdn.com/captcha-frontend/aliyunCaptcha/AliyunCaptcha.js", "SCRIPT",
 				simulated.value(t, "Simulator")+"/AliyunCaptcha.js", "SCRIPT",
 				"https://*.alicdn.com https://*.aliyuncs.com", "ORIGINS", simulated.value(t, "Simulator"), "ORIGINS")
-			return differ.Replace(r.body), differ.Replace(r.header.Get("Content-Security-Policy"))
+			return differ.Replace(encrypted.ReplaceAllString(r.body, "")), differ.Replace(r.header.Get("Content-Security-Policy"))
 		}
 		body, policy := same(page)
 		otherBody, otherPolicy := same(other)
@@ -461,6 +467,41 @@ func TestRealService(t *testing.T) {
 
 	// This request is rejected before anything is sent to the service.
 	requireRejected(t, p.login(t, "alice", "correct-horse", ""), http.StatusBadRequest, "captcha_missing")
+}
+
+var encrypted = regexp.MustCompile(` data-encrypted-scene="([^"]+)"`)
+
+// In encrypted mode, which the simulator always is in, each page has an encrypted scene ID
+// of its own, and nothing has the key.
+func TestEncryptedScene(t *testing.T) {
+	key := []byte("0123456789abcdef0123456789abcdef")
+	vars := maps.Clone(realEnv)
+	vars["CAPTCHA_EKEY"] = base64.StdEncoding.EncodeToString(key)
+	p := start(t, vars)
+	require.NotContains(t, strings.Join(p.lines, "\n"), vars["CAPTCHA_EKEY"])
+
+	block, err := aes.NewCipher(key)
+	require.NoError(t, err)
+	seen := map[string]bool{}
+	for range 2 {
+		for path, scene := range map[string]string{"/login": "scene-a", "/signup": "scene-b", "/adaptive": "scene-a"} {
+			page := get(t, p.value(t, "Site")+path, "en")
+			require.Equal(t, "no-store", page.header.Get("Cache-Control"))
+			require.NotContains(t, page.body, vars["CAPTCHA_EKEY"])
+			found := encrypted.FindStringSubmatch(page.body)
+			require.Len(t, found, 2)
+			sealed, err := base64.StdEncoding.DecodeString(html.UnescapeString(found[1]))
+			require.NoError(t, err)
+			cipher.NewCBCDecrypter(block, sealed[:aes.BlockSize]).CryptBlocks(sealed[aes.BlockSize:], sealed[aes.BlockSize:])
+			require.Regexp(t, "^"+scene+`&\d{10}&36\d\d`, string(sealed[aes.BlockSize:]))
+			seen[found[1]] = true
+		}
+		require.NotContains(t, get(t, p.value(t, "Site")+"/", "en").body, "data-encrypted-scene")
+	}
+	require.Len(t, seen, 6)
+
+	simulated := start(t, nil)
+	require.Regexp(t, encrypted, get(t, simulated.value(t, "Site")+"/login", "en").body)
 }
 
 func (p running) adaptive(t *testing.T, username, password, param string) response {
@@ -690,12 +731,9 @@ func TestStartFailures(t *testing.T) {
 	half := map[string]string{
 		"CAPTCHA_PREFIX": "p", "CAPTCHA_REGION": "cn", "ALIBABA_CLOUD_ACCESS_KEY_ID": "id", "CAPTCHA_SCENE_SIGNUP": "s",
 	}
-	elsewhere := map[string]string{"CAPTCHA_REGION": "moon"}
-	for name, value := range realEnv {
-		if elsewhere[name] == "" {
-			elsewhere[name] = value
-		}
-	}
+	elsewhere, keyless := maps.Clone(realEnv), maps.Clone(realEnv)
+	elsewhere["CAPTCHA_REGION"] = "moon"
+	keyless["CAPTCHA_EKEY"] = "made-up-secret"
 
 	for name, tc := range map[string]struct {
 		args   []string
@@ -715,6 +753,7 @@ func TestStartFailures(t *testing.T) {
 			"missing: ALIBABA_CLOUD_ACCESS_KEY_SECRET, CAPTCHA_SCENE_LOGIN (without any",
 		},
 		"unknown region": {anyPort, elsewhere, 1, "Region"},
+		"invalid ekey":   {anyPort, keyless, 1, "the ekey"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer

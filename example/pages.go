@@ -34,6 +34,9 @@ type words struct {
 type scriptWords struct {
 	Loading     string `json:"loading"`
 	NotLoaded   string `json:"notLoaded"`
+	Dismissed   string `json:"dismissed"`
+	Renewed     string `json:"renewed"`
+	Unavailable string `json:"unavailable"`
 	Sending     string `json:"sending"`
 	Unreachable string `json:"unreachable"`
 	Wrong       string `json:"wrong"`
@@ -73,8 +76,11 @@ var english = words{
 	ShortPassword: "The password must have 8 characters or more.",
 	SignedUp:      "Your account would now exist: ",
 	Script: scriptWords{
-		Loading:     "The captcha is still loading. Please try again in a moment.",
+		Loading:     "The captcha is still loading. Please wait.",
 		NotLoaded:   "The captcha could not be loaded. Please check your connection and reload the page.",
+		Dismissed:   "The captcha was closed. Please complete it to go on.",
+		Renewed:     "This page was too old for the captcha and has been loaded again. Please try again.",
+		Unavailable: "The captcha cannot be used right now. Please try again later.",
 		Sending:     "Sending…",
 		Unreachable: "The site cannot be reached. Please check your connection and try again.",
 		Wrong:       "Wrong username or password.",
@@ -115,8 +121,11 @@ var chinese = words{
 	ShortPassword: "密码至少需要 8 个字符。",
 	SignedUp:      "注册成功（演示站点，不会保存）：",
 	Script: scriptWords{
-		Loading:     "验证码仍在加载，请稍后重试。",
+		Loading:     "验证码仍在加载，请稍候。",
 		NotLoaded:   "验证码加载失败，请检查网络后重新加载页面。",
+		Dismissed:   "验证码已关闭，完成验证后才能继续。",
+		Renewed:     "页面打开时间过长，验证码已失效，页面已重新加载。请重试。",
+		Unavailable: "验证码暂时无法使用，请稍后再试。",
 		Sending:     "正在提交…",
 		Unreachable: "无法连接本站，请检查网络后重试。",
 		Wrong:       "用户名或密码错误。",
@@ -148,6 +157,15 @@ type page struct {
 	Error, Invalid    string // the error in a form, and the field that has it
 	Username, Email   string // the values of a form that is shown again
 	Nonce             string
+}
+
+// EncryptedScene returns the EncryptedSceneId of the page's form, or an empty string
+// outside encrypted mode.
+func (p page) EncryptedScene() (string, error) {
+	if p.sceneKey == nil {
+		return "", nil
+	}
+	return p.sceneKey.Encrypt(p.Scene, sceneLife)
 }
 
 type link struct{ Path, Title, Hint string }
@@ -188,7 +206,7 @@ func (p page) show(w http.ResponseWriter, status int, name string) {
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Content-Language", p.Words.Lang)
 	h.Set("Vary", "Accept-Language")
-	h.Set("Cache-Control", "no-store") // the nonce must be used only once
+	h.Set("Cache-Control", "no-store") // the nonce must be used only once, and an EncryptedSceneId expires
 	// The vendor specifies these origins, which are wide. The escaping of the
 	// template is what keeps other scripts out of the page.
 	h.Set("Content-Security-Policy", "default-src 'self' "+p.Origins+

@@ -25,12 +25,15 @@ import (
 const (
 	maxBodyBytes = 128 << 10 // far more than a param of 28 KB and a form around it
 	postsAMinute = 60        // from one address
+	sceneLife    = time.Hour // of an EncryptedSceneId: longer than most people stay on a page
 )
 
 // settings contains everything that differs between the simulator and the real
 // service. The pages use its exported fields.
 type settings struct {
 	client                  alicaptcha.ClientConfig
+	ekey                    string               // empty outside encrypted mode
+	sceneKey                *alicaptcha.SceneKey // for ekey; newSite sets it
 	LoginScene, SignupScene string
 	Prefix                  string
 	Script                  string   // the URL of the widget's script
@@ -61,6 +64,17 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 	signup, err := alicaptcha.New(alicaptcha.Config{Verifier: verifier, SceneID: s.SignupScene, Logger: logger})
 	if err != nil {
 		return nil, err
+	}
+
+	if s.ekey != "" {
+		if s.sceneKey, err = alicaptcha.NewSceneKey(s.ekey); err != nil {
+			return nil, err
+		}
+		for _, scene := range []string{s.LoginScene, s.SignupScene} {
+			if _, err := s.sceneKey.Encrypt(scene, sceneLife); err != nil {
+				return nil, err // rather than on each page
+			}
+		}
 	}
 
 	crossOrigin := http.NewCrossOriginProtection()
