@@ -39,7 +39,8 @@ type fortress struct {
 	ends                 map[alicaptcha.Code]int
 }
 
-func newFortress(t *testing.T) *fortress {
+// begin is what the handler does before it asks, or nil if the gate asks.
+func newFortress(t *testing.T, begin func(context.Context)) *fortress {
 	f := &fortress{service: alicaptchatest.Start(t, alicaptchatest.Config{}), ends: make(map[alicaptcha.Code]int)}
 	client := f.service.Client()
 	slow := alicaptcha.VerifierFunc(func(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
@@ -65,12 +66,22 @@ func newFortress(t *testing.T) *fortress {
 		},
 	})
 	require.NoError(t, err)
-	f.handler = m.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	behind := func(r *http.Request) {
 		if o, _ := alicaptcha.FromContext(r.Context()); o.Verified {
 			f.verified.Add(1)
 			return
 		}
 		f.unverified.Add(1)
+	}
+	if begin == nil {
+		f.handler = m.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { behind(r) }))
+		return f
+	}
+	f.handler = m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin(r.Context())
+		if alicaptcha.Require(w, r) {
+			behind(r)
+		}
 	}))
 	return f
 }
@@ -119,7 +130,12 @@ func noise(n int) string {
 
 // Ten thousand hostile requests, and not one of them comes in.
 func TestAttacks(t *testing.T) {
-	f, start := newFortress(t), time.Now()
+	t.Run("gate first", func(t *testing.T) { testAttacks(t, nil) })
+	t.Run("begun", func(t *testing.T) { testAttacks(t, alicaptcha.Begin) })
+}
+
+func testAttacks(t *testing.T, begin func(context.Context)) {
+	f, start := newFortress(t, begin), time.Now()
 	total := 0
 	// Many attackers at once; each gets its number.
 	attack := func(n int, one func(i int)) {

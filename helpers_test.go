@@ -209,7 +209,20 @@ func newMiddleware(t *testing.T, cfg alicaptcha.Config) *alicaptcha.Middleware {
 
 // requiring returns a handler that counts what comes past Require.
 func requiring(passed *atomic.Int64) http.Handler {
+	return requiringAfter(func(context.Context) {}, passed)
+}
+
+// bothWays runs a test whose handlers begin without effect, and one in which they call
+// Begin.
+func bothWays(t *testing.T, test func(t *testing.T, begin func(context.Context))) {
+	t.Run("asked", func(t *testing.T) { test(t, func(context.Context) {}) })
+	t.Run("begun", func(t *testing.T) { test(t, alicaptcha.Begin) })
+}
+
+// requiringAfter is requiring, where begin is called first.
+func requiringAfter(begin func(context.Context), passed *atomic.Int64) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin(r.Context())
 		if alicaptcha.Require(w, r) {
 			passed.Add(1)
 		}

@@ -81,8 +81,9 @@ type Config struct {
 	OnReject func(http.ResponseWriter, *http.Request, Outcome)
 
 	// Observe, if not nil, is called once for each Outcome, before the handler or
-	// the rejection. Its context is the request's. FromContext does not find the
-	// Outcome in it yet, and Ask and Require must not be called: they return false.
+	// the rejection, or after a handler that called Begin and neither Ask nor Require.
+	// Its context is the request's. FromContext does not find the Outcome in it yet,
+	// and Ask and Require must not be called: they return false.
 	Observe func(context.Context, Outcome)
 
 	// Logger receives a line for each Outcome: passes and exempt requests at debug,
@@ -253,7 +254,7 @@ func (m *Middleware) Handler(next http.Handler) http.Handler { return m.wrap(nex
 // Deferred returns a handler that calls next for every request. To validate input
 // before a param is spent, or to ask for a captcha only after a failed login, next
 // calls [Require] or [Ask] when it is ready. The Extractors run before next, which
-// gets the body whole.
+// gets the body whole. [Begin] lets next do other work meanwhile.
 //
 // Until it calls Require, next serves anybody. It should put an
 // [http.MaxBytesReader] around r.Body before it parses a form.
@@ -283,6 +284,9 @@ func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 			v.param, v.fault = m.extract(inner, v.mode)
 		}
 		defer handBack(r, inner)
+		if deferred && !again {
+			defer v.leave(inner.Context())
+		}
 		if deferred || v.require(w, inner) {
 			next.ServeHTTP(w, inner)
 		}
@@ -377,3 +381,10 @@ func (m *Middleware) unfit(param string) *Error {
 	}
 	return nil
 }
+
+var (
+	errNoMiddleware = safeError{text: "the Middleware was not made by New"}
+	errNoRequest    = safeError{text: "CheckParam has no request to give to SceneIDFunc or ModeFunc"}
+	errNoScene      = safeError{text: "SceneIDFunc returned an empty scene ID"}
+	errNoMode       = safeError{text: "ModeFunc panicked, or returned a Mode that does not exist"}
+)

@@ -66,6 +66,8 @@ type subject struct {
 	mode          Mode
 	param         string
 	fault         *Error // why there is no param
+	begun         *call  // what Begin started, or nil
+	unwanted      bool   // the handler has returned without asking, and so nobody is let through
 }
 
 // subject returns what there is to judge of r before its param is looked for.

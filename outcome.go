@@ -4,10 +4,8 @@ import (
 	"context"
 	cryptorand "crypto/rand"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
@@ -77,8 +75,9 @@ func (m *Middleware) judge(ctx context.Context, s subject) Outcome {
 		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoMode}, false
 	case s.scene == "" && !m.cfg.AnyScene:
 		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoScene}, false
-	case fault == nil:
-		o.Result, o.Duration, fault, mayOpen = m.callVerifier(ctx, Request{Param: s.param, SceneID: s.scene})
+	case m.needsCall(s):
+		got := m.ask(ctx, s)
+		o.Result, o.Duration, fault, mayOpen = got.result, got.took, got.fault, got.mayOpen
 		o.Code = o.Result.Code
 	}
 	if fault != nil {
@@ -86,6 +85,9 @@ func (m *Middleware) judge(ctx context.Context, s subject) Outcome {
 	}
 	if o.Code != Exempted {
 		o.Action = m.cfg.Policy.action(o.Code, func(l Limiter) bool {
+			if s.unwanted {
+				return o.Result.Passed
+			}
 			return mayOpen && (l == nil || m.askLimiter(ctx, l, o.Code))
 		})
 		o.Allowed = o.Action.Allow
@@ -100,103 +102,6 @@ func (m *Middleware) judge(ctx context.Context, s subject) Outcome {
 		m.cfg.Observe(ctx, o)
 	}
 	return o
-}
-
-var (
-	errNoMiddleware = safeError{text: "the Middleware was not made by New"}
-	errNoRequest    = safeError{text: "CheckParam has no request to give to SceneIDFunc or ModeFunc"}
-	errNoScene      = safeError{text: "SceneIDFunc returned an empty scene ID"}
-	errNoMode       = safeError{text: "ModeFunc panicked, or returned a Mode that does not exist"}
-	errNoVerdict    = safeError{text: "the Verifier's Result is not a verdict"}
-	errPanicked     = safeError{text: "the Verifier panicked"}
-)
-
-// callVerifier asks the Verifier. If it returns a fault, there is no verdict, and
-// mayOpen says whether a Policy may let the request through all the same: only for an
-// error that the Verifier returned.
-func (m *Middleware) callVerifier(ctx context.Context, req Request) (
-	result Result, took time.Duration, fault *Error, mayOpen bool,
-) {
-	if fault := ended(ctx); fault != nil {
-		return Result{}, 0, fault, false
-	}
-	select {
-	case m.slots <- struct{}{}:
-		defer func() { <-m.slots }()
-	default:
-		return Result{}, 0, &Error{Code: Overloaded}, false
-	}
-	defer func() {
-		v := recover()
-		if v == http.ErrAbortHandler {
-			panic(v)
-		}
-		if v != nil {
-			m.logPanic(ctx, "captcha: the Verifier panicked", v, debug.Stack())
-			result, fault, mayOpen = Result{}, &Error{Code: ServiceUnavailable, Err: errPanicked}, false
-		}
-	}()
-
-	start := time.Now()
-	asking, cancel, tooShort := m.callContext(ctx, start)
-	defer cancel()
-
-	defer func() { took = time.Since(start) }()
-	result, err := m.cfg.Verifier.Verify(asking, req)
-	// The end of the request takes precedence over what the Verifier says.
-	if gone := ended(ctx); gone != nil && (gone.Code == ClientCanceled || tooShort && err != nil) {
-		return Result{}, 0, gone, false
-	}
-	if err != nil {
-		return Result{}, 0, classify(asking, err), true
-	}
-	verdict, ok := result.strict()
-	if !ok {
-		return Result{}, 0, &Error{Code: ServiceUnavailable, Err: errNoVerdict}, false
-	}
-	return verdict, 0, nil, true
-}
-
-// callContext returns the context for a call that begins at start, and whether the
-// request's own deadline leaves it too little time.
-//
-// A client that hangs up does not end the call, because that would cost a connection
-// each time: the call goes on and keeps its place of MaxConcurrent. Only a deadline
-// ends it. If it leaves enough time, the Verifier sees it as a deadline. Otherwise the
-// Verifier sees a cancellation, because a client that sends its body slowly must not
-// be able to make the service look slow.
-func (m *Middleware) callContext(ctx context.Context, start time.Time) (context.Context, context.CancelFunc, bool) {
-	deadline, tooShort := start.Add(m.cfg.Timeout), false
-	if brought, ok := ctx.Deadline(); ok && brought.Before(deadline) {
-		left := brought.Sub(start)
-		m.logDeadline(ctx, left)
-		if tooShort = left < min(enoughTime, m.cfg.Timeout); !tooShort {
-			deadline = brought
-		}
-	}
-	asking, cancel := context.WithDeadline(context.WithoutCancel(ctx), deadline)
-	if !tooShort {
-		return asking, cancel, false
-	}
-	stop := context.AfterFunc(ctx, func() {
-		if ctx.Err() == context.DeadlineExceeded {
-			cancel()
-		}
-	})
-	return asking, func() { stop(); cancel() }, true
-}
-
-// ended returns the Error for a request whose context is done, or nil.
-func ended(ctx context.Context) *Error {
-	err := ctx.Err()
-	if err == nil {
-		return nil
-	}
-	code := ClientCanceled
-	if errors.Is(err, context.DeadlineExceeded) {
-		code = Overloaded
-	}
-	return &Error{Code: code, Err: safeError{err.Error(), err}}
 }
 
 // newReference returns a random UUID (RFC 9562, version 4).

@@ -3,11 +3,37 @@ package alicaptcha
 import (
 	"context"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
 	"github.com/alicaptcha/alicaptcha/internal/gate"
 )
+
+// Begin starts the verification that [Ask] or [Require] will wait for, and returns at
+// once, so that a handler under [Middleware.Deferred] can do its own work meanwhile,
+// such as hashing a password. The argument is the context of the request.
+//
+// The work is then done for anybody, even if the param is junk. A handler should first
+// validate the input and apply its rate limits, because a param is spent by Begin. It
+// must call Ask or Require before it acts on the work or answers: an answer that
+// depends on a password tells a bot what it wants to know.
+//
+// Begin takes a place of Config.MaxConcurrent. If there is none, the request ends as
+// Overloaded. It has no effect if the verification was begun before, if there is
+// nothing to verify, if it is called in a callback of the gate, or where no Deferred
+// encloses the caller. If gates are nested, it starts the verification of the
+// outermost of those that were not asked yet: the param of an inner gate is not spent
+// if the request is rejected by an outer one.
+//
+// Until Ask or Require is called, [FromContext] finds no Outcome. If neither is called,
+// the verification still goes on to its end or its deadline, and its Outcome is
+// then observed and logged; no Limiter is called for it.
+func Begin(ctx context.Context) {
+	if s, ok := ctx.Value(gate.OutcomeKey{}).(*requestState); ok {
+		s.begin(ctx)
+	}
+}
 
 // Ask verifies the param of a request under [Middleware.Deferred] without writing
 // a response. The argument is the context of the request. Ask returns the Outcome
@@ -75,6 +101,11 @@ func (s *requestState) find(m *Middleware, scene string) *verification {
 	return nil
 }
 
+// begin reports whether the request is known to satisfy all gates up to this one.
+func (s *requestState) begin(ctx context.Context) bool {
+	return (s.outer == nil || s.outer.begin(ctx)) && s.verification.begin(ctx)
+}
+
 func (s *requestState) ask(ctx context.Context) (Outcome, bool) {
 	if s.outer != nil {
 		if o, proceed := s.outer.ask(ctx); !proceed {
@@ -116,6 +147,11 @@ const (
 // callbackKey is a context key that marks the callbacks of a verification.
 type callbackKey struct{ *verification }
 
+// forCallbacks returns a context that marks the callbacks of v.
+func (v *verification) forCallbacks(ctx context.Context) context.Context {
+	return context.WithValue(ctx, callbackKey{v}, true)
+}
+
 func (v *verification) isCallback(ctx context.Context) bool { return ctx.Value(callbackKey{v}) != nil }
 
 // known returns the Outcome and reports whether it is known.
@@ -125,11 +161,56 @@ func (v *verification) known() (Outcome, bool) {
 	return v.outcome, v.stage >= judged && v.stage != broken
 }
 
+// begin starts the verification, unless there is no need to. It reports whether the
+// request is known to proceed.
+func (v *verification) begin(ctx context.Context) (proceeds bool) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	switch {
+	case v.stage != unasked:
+		return v.stage != broken && v.proceed
+	case v.begun != nil || v.m.zero():
+		return false
+	case v.mode == Exempt:
+		return true
+	case v.m.needsCall(v.subject) && ended(ctx) == nil:
+		v.begun = v.m.begin(v.forCallbacks(ctx), Request{Param: v.param, SceneID: v.scene})
+	}
+	return false
+}
+
+// leave is called when the handler has returned. If Begin was called and the Outcome was
+// not asked for, it is determined all the same, so that each call to the service is
+// observed and logged.
+func (v *verification) leave(ctx context.Context) {
+	v.mu.Lock()
+	left := v.stage == unasked && v.begun != nil
+	if left {
+		v.stage, v.unwanted = judging, true
+	}
+	v.mu.Unlock()
+	if !left {
+		return
+	}
+	if ctx.Err() == nil { // the server is about to cancel it, which is not a hang-up
+		ctx = context.WithoutCancel(ctx)
+	}
+	go func() {
+		defer func() { recover() }() // of the Logger
+		defer func() {
+			if p := recover(); p != nil && p != http.ErrAbortHandler {
+				v.m.logPanic(ctx, "captcha: a callback panicked after the handler had returned", p, debug.Stack())
+			}
+		}()
+		v.judge(ctx)
+	}()
+}
+
 // ask returns the Outcome and whether the request may proceed. The first call
 // determines them.
 func (v *verification) ask(ctx context.Context) (Outcome, bool) {
 	v.mu.Lock()
-	first := v.stage == unasked
+	first := v.stage == unasked && !v.isCallback(ctx)
 	if first {
 		v.stage = judging
 	}
@@ -151,12 +232,12 @@ func (v *verification) ask(ctx context.Context) (Outcome, bool) {
 func (v *verification) judge(ctx context.Context) {
 	end := broken
 	defer func() { v.enter(end) }()
-	o := v.m.judge(context.WithValue(ctx, callbackKey{v}, true), v.subject)
+	o := v.m.judge(v.forCallbacks(ctx), v.subject)
 	proceed := o.Allowed || o.Mode == ReportOnly
 	v.mu.Lock()
 	v.outcome, v.proceed = o, proceed
 	v.mu.Unlock()
-	if mark, ok := ctx.Value(gate.MarkKey{}).(*gate.Mark); ok {
+	if mark, ok := ctx.Value(gate.MarkKey{}).(*gate.Mark); ok && !v.unwanted {
 		mark.Passed.Store(proceed)
 		mark.Rejected.Store(!proceed)
 		if !proceed && mark.Refusing != nil {
@@ -218,7 +299,7 @@ func (v *verification) reject(w http.ResponseWriter, r *http.Request) {
 		WriteRejection(w, r, o)
 		return
 	}
-	inner := r.WithContext(context.WithValue(r.Context(), callbackKey{v}, true))
+	inner := r.WithContext(v.forCallbacks(r.Context()))
 	defer handBack(r, inner)
 	answer := &rejectionWriter{ResponseWriter: w}
 	v.m.cfg.OnReject(answer, inner, o)
@@ -243,11 +324,7 @@ func (v *verification) enter(next stage) {
 // callback that does not use the context it was given cannot be told from another
 // goroutine, and would wait for itself.
 func (v *verification) waitFor(s stage) {
-	patience := limiterPatience + time.Second
-	if !v.m.zero() {
-		patience += v.m.cfg.Timeout
-	}
-	tooLong := time.NewTimer(patience)
+	tooLong := time.NewTimer(v.m.patience())
 	defer tooLong.Stop()
 	for {
 		v.mu.Lock()

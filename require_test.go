@@ -55,7 +55,9 @@ func TestNoMiddlewareRejects(t *testing.T) {
 	}
 }
 
-func TestDeferred(t *testing.T) {
+func TestDeferred(t *testing.T) { bothWays(t, testDeferred) }
+
+func testDeferred(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	gateOf := func(v alicaptcha.Verifier) *alicaptcha.Middleware {
 		m, err := alicaptcha.New(alicaptcha.Config{Verifier: v, SceneID: "login", Logger: slog.New(slog.DiscardHandler)})
@@ -92,6 +94,7 @@ func TestDeferred(t *testing.T) {
 		verifier := answering(alicaptcha.Result{Code: "F009"}, nil)
 		w := httptest.NewRecorder()
 		gateOf(verifier).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begin(r.Context())
 			require.False(t, alicaptcha.Require(w, r))
 			body := w.(*httptest.ResponseRecorder).Body.String()
 			require.False(t, alicaptcha.Require(w, r))
@@ -107,6 +110,7 @@ func TestDeferred(t *testing.T) {
 		verifier := passing()
 		var passed atomic.Int32
 		gateOf(verifier).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begin(r.Context())
 			var all sync.WaitGroup
 			for range 20 {
 				all.Go(func() {
@@ -134,6 +138,7 @@ func TestDeferred(t *testing.T) {
 		})
 		require.NoError(t, err)
 		m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begin(r.Context())
 			go alicaptcha.Require(w, r)
 			<-writing
 			time.AfterFunc(10*time.Millisecond, func() { close(release) }) // for the next to come back early, if it does
@@ -148,6 +153,7 @@ func TestDeferred(t *testing.T) {
 		} {
 			w := httptest.NewRecorder()
 			gateOf(passing()).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				begin(r.Context())
 				require.False(t, alicaptcha.Require(w, r))
 			})).ServeHTTP(w, jsonRequest(body))
 			require.Equal(t, want, w.Code)
@@ -158,6 +164,7 @@ func TestDeferred(t *testing.T) {
 			panic(http.ErrAbortHandler)
 		}}
 		gateOf(verifier).Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begin(r.Context())
 			require.Panics(t, func() { alicaptcha.Require(w, r) })
 			require.False(t, alicaptcha.Require(w, r))
 			require.Equal(t, 503, w.(*httptest.ResponseRecorder).Code)
@@ -173,6 +180,7 @@ func TestDeferred(t *testing.T) {
 		})
 		require.NoError(t, err)
 		m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begin(r.Context())
 			require.True(t, alicaptcha.Require(w, r))
 			o, _ := alicaptcha.FromContext(r.Context())
 			require.False(t, o.Allowed)
@@ -180,7 +188,9 @@ func TestDeferred(t *testing.T) {
 	})
 }
 
-func TestRequireUnderHandlerIsTrue(t *testing.T) {
+func TestRequireUnderHandlerIsTrue(t *testing.T) { bothWays(t, testRequireUnderHandlerIsTrue) }
+
+func testRequireUnderHandlerIsTrue(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	for _, mode := range []alicaptcha.Mode{alicaptcha.Enforce, alicaptcha.ReportOnly} {
 		verifier := passing()
@@ -193,6 +203,7 @@ func TestRequireUnderHandlerIsTrue(t *testing.T) {
 		require.NoError(t, err)
 		called := false
 		m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begin(r.Context())
 			called = true
 			require.True(t, alicaptcha.Require(w, r))
 		})).ServeHTTP(httptest.NewRecorder(), loginRequest())
@@ -226,7 +237,9 @@ func TestRequireUnderNewContext(t *testing.T) {
 }
 
 // An inner gate does not answer for an outer one.
-func TestRequireSatisfiesEveryGate(t *testing.T) {
+func TestRequireSatisfiesEveryGate(t *testing.T) { bothWays(t, testRequireSatisfiesEveryGate) }
+
+func testRequireSatisfiesEveryGate(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	refusing := func() *spy { return answering(alicaptcha.Result{Code: alicaptcha.F001}, nil) }
 	for _, row := range []struct {
@@ -264,8 +277,9 @@ func TestRequireSatisfiesEveryGate(t *testing.T) {
 			strict := newMiddleware(t, alicaptcha.Config{Verifier: row.strict, SceneID: "hard"})
 			trial := newMiddleware(t, row.trial)
 			var passed atomic.Int64
-			inner := requiring(&passed)
+			inner := requiringAfter(begin, &passed)
 			h := row.wrap(strict, trial, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				begin(r.Context())
 				inner.ServeHTTP(w, r)
 				inner.ServeHTTP(w, r) // asks nobody and writes nothing more
 				o, found := alicaptcha.FromContext(r.Context())
@@ -288,7 +302,9 @@ func TestRequireSatisfiesEveryGate(t *testing.T) {
 }
 
 // Ask verifies once and writes nothing; Require after it writes the rejection, once.
-func TestAsk(t *testing.T) {
+func TestAsk(t *testing.T) { bothWays(t, testAsk) }
+
+func testAsk(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	refused := answering(alicaptcha.Result{Code: alicaptcha.F001}, nil)
 	for _, row := range []struct {
@@ -306,6 +322,7 @@ func TestAsk(t *testing.T) {
 			before := len(row.cfg.Verifier.(*spy).asked())
 			w := httptest.NewRecorder()
 			m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				begin(r.Context())
 				var all sync.WaitGroup
 				for range 10 {
 					all.Go(func() {
@@ -348,6 +365,7 @@ func TestAsk(t *testing.T) {
 		inner := newMiddleware(t, alicaptcha.Config{Verifier: passing(), SceneID: "inner"})
 		outer := newMiddleware(t, alicaptcha.Config{Verifier: refused})
 		outer.Deferred(inner.Deferred(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			begin(r.Context())
 			o, proceed := alicaptcha.Ask(r.Context())
 			require.False(t, proceed)
 			require.Equal(t, alicaptcha.F001, o.Code)
@@ -355,6 +373,7 @@ func TestAsk(t *testing.T) {
 		}))).ServeHTTP(httptest.NewRecorder(), loginRequest())
 		inner.Deferred(newMiddleware(t, alicaptcha.Config{Verifier: passing()}).Deferred(http.HandlerFunc(
 			func(_ http.ResponseWriter, r *http.Request) {
+				begin(r.Context())
 				o, proceed := alicaptcha.Ask(r.Context())
 				require.True(t, proceed)
 				require.Equal(t, "login", o.SceneID, "the innermost")
@@ -366,6 +385,7 @@ func TestAsk(t *testing.T) {
 		}}
 		m := newMiddleware(t, alicaptcha.Config{Verifier: verifier})
 		m.Deferred(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			begin(r.Context())
 			require.Panics(t, func() { alicaptcha.Ask(r.Context()) })
 			o, proceed := alicaptcha.Ask(r.Context())
 			require.Equal(t, alicaptcha.ServiceUnavailable, o.Code)
@@ -377,7 +397,9 @@ func TestAsk(t *testing.T) {
 
 // Who asks while the gate is being asked waits for its answer: Ask for the Outcome,
 // Require for the rejection too. Nobody waits longer, or is told something else.
-func TestWhoComesLaterWaits(t *testing.T) {
+func TestWhoComesLaterWaits(t *testing.T) { bothWays(t, testWhoComesLaterWaits) }
+
+func testWhoComesLaterWaits(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	for _, passes := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -397,6 +419,7 @@ func TestWhoComesLaterWaits(t *testing.T) {
 			start := time.Now()
 			w := httptest.NewRecorder()
 			m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				begin(r.Context())
 				written := map[bool]time.Duration{true: time.Second, false: 2 * time.Second}[passes]
 				var all sync.WaitGroup
 				for i := range 4 {
@@ -436,7 +459,9 @@ func TestWhoComesLaterWaits(t *testing.T) {
 
 // Until the Outcome is known, who is asked for it finds none, and Ask answers with a
 // rejection that is complete.
-func TestCallbacksBeforeTheOutcome(t *testing.T) {
+func TestCallbacksBeforeTheOutcome(t *testing.T) { bothWays(t, testCallbacksBeforeTheOutcome) }
+
+func testCallbacksBeforeTheOutcome(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	looked := make(map[string]int)
 	look := func(t *testing.T, name string, ctx context.Context) {
@@ -457,7 +482,8 @@ func TestCallbacksBeforeTheOutcome(t *testing.T) {
 		Observe: func(ctx context.Context, _ alicaptcha.Outcome) { look(t, "Observe", ctx) },
 		Logger:  slog.New(contextHandler(func(ctx context.Context) { look(t, "Logger", ctx) })),
 	})
-	for _, h := range []http.Handler{m.Handler(requiring(new(atomic.Int64))), m.Deferred(requiring(new(atomic.Int64)))} {
+	login := requiringAfter(begin, new(atomic.Int64))
+	for _, h := range []http.Handler{m.Handler(login), m.Deferred(login)} {
 		h.ServeHTTP(httptest.NewRecorder(), loginRequest())
 	}
 	require.Equal(t, map[string]int{"Verifier": 2, "Observe": 2, "Logger": 2}, looked)
@@ -466,6 +492,10 @@ func TestCallbacksBeforeTheOutcome(t *testing.T) {
 // After a panic, and in a callback, the rejection is written once, however often
 // Require is called.
 func TestRejectionThatIsLeftToUsIsWrittenOnce(t *testing.T) {
+	bothWays(t, testRejectionThatIsLeftToUsIsWrittenOnce)
+}
+
+func testRejectionThatIsLeftToUsIsWrittenOnce(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	thrice := func(t *testing.T, w http.ResponseWriter, r *http.Request) {
 		for range 3 {
@@ -478,13 +508,14 @@ func TestRejectionThatIsLeftToUsIsWrittenOnce(t *testing.T) {
 	for name, h := range map[string]http.Handler{
 		"after a panic": newMiddleware(t, alicaptcha.Config{Verifier: panicking}).Deferred(
 			http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				begin(r.Context())
 				require.Panics(t, func() { alicaptcha.Require(w, r) })
 				thrice(t, w, r)
 			})),
 		"in OnReject": newMiddleware(t, alicaptcha.Config{
 			Verifier: answering(alicaptcha.Result{}, nil),
 			OnReject: func(w http.ResponseWriter, r *http.Request, _ alicaptcha.Outcome) { thrice(t, w, r) },
-		}).Handler(requiring(nil)),
+		}).Handler(requiringAfter(begin, nil)),
 	} {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, loginRequest())
@@ -495,12 +526,17 @@ func TestRejectionThatIsLeftToUsIsWrittenOnce(t *testing.T) {
 // The param is that of the body as the request came to the gate first, also where
 // a handler in between has read it.
 func TestSameMiddlewareAgainAfterTheBody(t *testing.T) {
+	bothWays(t, testSameMiddlewareAgainAfterTheBody)
+}
+
+func testSameMiddlewareAgainAfterTheBody(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	verifier := passing()
 	m := newMiddleware(t, alicaptcha.Config{Verifier: verifier})
 	var passed atomic.Int64
-	inner := m.Deferred(requiring(&passed))
+	inner := m.Deferred(requiringAfter(begin, &passed))
 	m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin(r.Context())
 		_, err := io.Copy(io.Discard, r.Body)
 		require.NoError(t, err)
 		inner.ServeHTTP(w, r)
@@ -511,7 +547,9 @@ func TestSameMiddlewareAgainAfterTheBody(t *testing.T) {
 
 // A Middleware that a request comes to again answers by the Outcome it has: a
 // param is good for one verification.
-func TestSameMiddlewareAgain(t *testing.T) {
+func TestSameMiddlewareAgain(t *testing.T) { bothWays(t, testSameMiddlewareAgain) }
+
+func testSameMiddlewareAgain(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	type wrapper = func(m *alicaptcha.Middleware, h http.Handler) http.Handler
 	handler := func(m *alicaptcha.Middleware, h http.Handler) http.Handler { return m.Handler(h) }
@@ -544,8 +582,9 @@ func TestSameMiddlewareAgain(t *testing.T) {
 				m := newMiddleware(t, alicaptcha.Config{
 					Verifier: once, Observe: func(context.Context, alicaptcha.Outcome) { observed.Add(1) },
 				})
-				inner := requiring(&passed)
+				inner := requiringAfter(begin, &passed)
 				h := http.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+					begin(r.Context())
 					inner.ServeHTTP(w, r)
 					o, found := alicaptcha.FromContext(r.Context())
 					require.True(t, found)
@@ -571,13 +610,16 @@ func TestSameMiddlewareAgain(t *testing.T) {
 
 // Requests that share a context share its answer; one with a context of its own
 // has its own.
-func TestRequestsThatShareAContext(t *testing.T) {
+func TestRequestsThatShareAContext(t *testing.T) { bothWays(t, testRequestsThatShareAContext) }
+
+func testRequestsThatShareAContext(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	verifier := passing()
 	m := newMiddleware(t, alicaptcha.Config{Verifier: verifier})
 	var passed atomic.Int64
-	gated := m.Handler(requiring(&passed))
+	gated := m.Handler(requiringAfter(begin, &passed))
 	m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin(r.Context())
 		for _, ctx := range []context.Context{r.Context(), r.Context(), context.Background()} {
 			gated.ServeHTTP(httptest.NewRecorder(), loginRequest().WithContext(ctx))
 		}
@@ -587,7 +629,9 @@ func TestRequestsThatShareAContext(t *testing.T) {
 }
 
 // A callback that leads back to the gate does not wait for itself.
-func TestCallbacksThatLeadBack(t *testing.T) {
+func TestCallbacksThatLeadBack(t *testing.T) { bothWays(t, testCallbacksThatLeadBack) }
+
+func testCallbacksThatLeadBack(t *testing.T, begin func(context.Context)) {
 	refusing := answering(alicaptcha.Result{Code: alicaptcha.F001}, nil)
 	stored := new(atomic.Pointer[http.Request]) // what a framework keeps of a request
 
@@ -602,6 +646,7 @@ func TestCallbacksThatLeadBack(t *testing.T) {
 				OnReject: func(w http.ResponseWriter, r *http.Request, _ alicaptcha.Outcome) { h.ServeHTTP(w, r) },
 			})
 			h = m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				begin(r.Context())
 				require.False(t, alicaptcha.Require(w, r))
 			}))
 			return h
@@ -634,6 +679,7 @@ func TestCallbacksThatLeadBack(t *testing.T) {
 				},
 			})
 			return m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				begin(r.Context())
 				stored.Store(r)
 				require.False(t, alicaptcha.Require(w, r))
 			}))
@@ -645,14 +691,14 @@ func TestCallbacksThatLeadBack(t *testing.T) {
 				require.Empty(t, w.Body.String(), "the gate writes the rejection itself")
 			}
 			m := newMiddleware(t, alicaptcha.Config{Verifier: refusing, Observe: observe})
-			return m.Deferred(requiring(new(atomic.Int64)))
+			return m.Deferred(requiringAfter(begin, new(atomic.Int64)))
 		}, 0},
 		{"Logger", func(t *testing.T) http.Handler {
 			logger := slog.New(contextHandler(func(ctx context.Context) {
 				require.False(t, alicaptcha.Require(httptest.NewRecorder(), loginRequest().WithContext(ctx)))
 			}))
 			m := newMiddleware(t, alicaptcha.Config{Verifier: refusing, Logger: logger})
-			return m.Deferred(requiring(new(atomic.Int64)))
+			return m.Deferred(requiringAfter(begin, new(atomic.Int64)))
 		}, 0},
 		{"Verifier", func(t *testing.T) http.Handler {
 			m := newMiddleware(t, alicaptcha.Config{Verifier: alicaptcha.VerifierFunc(
@@ -660,7 +706,7 @@ func TestCallbacksThatLeadBack(t *testing.T) {
 					require.False(t, alicaptcha.Require(httptest.NewRecorder(), loginRequest().WithContext(ctx)))
 					return refusing.Verify(ctx, req)
 				})})
-			return m.Deferred(requiring(new(atomic.Int64)))
+			return m.Deferred(requiringAfter(begin, new(atomic.Int64)))
 		}, 0},
 	} {
 		t.Run(row.name, func(t *testing.T) {
@@ -746,7 +792,9 @@ func TestDeferredHandlerBoundsTheForm(t *testing.T) {
 
 // A second caller does not write while the first one's OnReject takes its time, which
 // a client can make it do.
-func TestRejectionIsWrittenByOne(t *testing.T) {
+func TestRejectionIsWrittenByOne(t *testing.T) { bothWays(t, testRejectionIsWrittenByOne) }
+
+func testRejectionIsWrittenByOne(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		m := newMiddleware(t, alicaptcha.Config{
@@ -758,6 +806,7 @@ func TestRejectionIsWrittenByOne(t *testing.T) {
 		})
 		w := httptest.NewRecorder()
 		m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			begin(r.Context())
 			var both sync.WaitGroup
 			for range 2 {
 				both.Go(func() { require.False(t, alicaptcha.Require(w, r)) })
@@ -771,12 +820,15 @@ func TestRejectionIsWrittenByOne(t *testing.T) {
 
 // SceneIDFunc sees the request as it came to the gate, whatever the handler makes of
 // it, and another scene is another verification.
-func TestSceneIsThatOfTheGate(t *testing.T) {
+func TestSceneIsThatOfTheGate(t *testing.T) { bothWays(t, testSceneIsThatOfTheGate) }
+
+func testSceneIsThatOfTheGate(t *testing.T, begin func(context.Context)) {
 	t.Parallel()
 	verifier := passing()
 	scene := func(r *http.Request) string { return "scene-of-" + r.URL.Path[1:] }
 	m := newMiddleware(t, alicaptcha.Config{Verifier: verifier, SceneIDFunc: scene})
 	m.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin(r.Context())
 		r.URL.Path = "/easy" // in place, as a rewriting middleware does
 		require.True(t, alicaptcha.Require(w, r))
 	})).ServeHTTP(httptest.NewRecorder(), loginRequest())
@@ -785,6 +837,7 @@ func TestSceneIsThatOfTheGate(t *testing.T) {
 	// A forward to another route by the same request.
 	inner := m.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		begin(r.Context())
 		r.URL.Path = "/signup"
 		inner.ServeHTTP(w, r)
 	})).ServeHTTP(httptest.NewRecorder(), loginRequest())
