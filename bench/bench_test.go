@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"image/png"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -46,11 +47,11 @@ func TestShortRun(t *testing.T) {
 	report, err := os.ReadFile(filepath.Join(dir, "performance.md"))
 	require.NoError(t, err)
 	require.Equal(t, string(out), string(report))
-	for _, part := range []string{"Request cost", "Call cost", "Under load", "In an outage", "Growth", "Targets"} {
+	for _, part := range []string{"Request cost", "Call cost", "What a person waits for", "Under load", "In an outage", "Growth", "Targets"} {
 		require.Contains(t, string(report), "\n## "+part+"\n")
 	}
 	for _, contender := range []string{
-		oursName, sampleName, floorName, "read-all", "ParseForm", "gorilla/csrf", "go-chi/jwtauth", "CrossOriginProtection",
+		oursName, warmName, sampleName, floorName, "read-all", "ParseForm", "gorilla/csrf", "go-chi/jwtauth", "CrossOriginProtection",
 	} {
 		require.Contains(t, string(report), "| "+contender+" |")
 	}
@@ -58,7 +59,7 @@ func TestShortRun(t *testing.T) {
 		require.NotContains(t, string(report), wrong)
 	}
 	_, targets, _ := strings.Cut(string(report), "## Targets")
-	require.Equal(t, 19, strings.Count(targets, "| yes |")+strings.Count(targets, "| **no** |"))
+	require.Equal(t, 24, strings.Count(targets, "| yes |")+strings.Count(targets, "| **no** |"))
 	pictures, err := filepath.Glob(filepath.Join(dir, "*.png"))
 	require.NoError(t, err)
 	require.Len(t, pictures, 2)
@@ -429,4 +430,80 @@ func TestGoroutinesOf(t *testing.T) {
 	n, err := goroutinesOf(label)
 	require.NoError(t, err)
 	require.Equal(t, 7, n)
+}
+
+// Over a link, every flight is late, connecting takes a round trip, and round trips are counted.
+func TestLink(t *testing.T) {
+	const delay = 20 * time.Millisecond
+	for version, opening := range map[uint16]int64{tls.VersionTLS12: 3, tls.VersionTLS13: 2} {
+		s, err := newService(serviceConfig{tls: true, version: version})
+		require.NoError(t, err)
+		defer s.close()
+		l, err := newLink(s.Listener.Addr().String(), delay)
+		require.NoError(t, err)
+		defer l.close()
+		client, err := ours(l.url(), nil)
+		require.NoError(t, err)
+		for n := range int64(3) {
+			start := time.Now()
+			call(caller{"ours", client}, v3)()
+			want := 1 + n
+			require.Equal(t, opening+want, l.trips.Load())
+			if n == 0 {
+				want += opening
+			} else {
+				want = 1
+			}
+			require.GreaterOrEqual(t, time.Since(start), time.Duration(want)*2*delay)
+		}
+		require.EqualValues(t, 1, s.opened.Load())
+		require.Zero(t, s.http2.Load())
+	}
+}
+
+// The end of a connection comes to the other side, late.
+func TestLinkCloses(t *testing.T) {
+	const delay = 20 * time.Millisecond
+	s, err := newService(serviceConfig{idle: time.Millisecond})
+	require.NoError(t, err)
+	defer s.close()
+	l, err := newLink(s.Listener.Addr().String(), delay)
+	require.NoError(t, err)
+	defer l.close()
+	conn, err := net.Dial("tcp", l.listener.Addr().String())
+	require.NoError(t, err)
+	defer conn.Close()
+	require.NoError(t, conn.SetDeadline(time.Now().Add(10*time.Second)))
+	start := time.Now()
+	_, err = io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+	require.NoError(t, err)
+	answer, err := io.ReadAll(conn)
+	require.NoError(t, err)
+	require.Contains(t, string(answer), passed)
+	require.GreaterOrEqual(t, time.Since(start), 4*delay)
+	require.EqualValues(t, 2, l.trips.Load())
+}
+
+func TestWait(t *testing.T) {
+	s, err := newService(serviceConfig{tls: true, version: tls.VersionTLS13})
+	require.NoError(t, err)
+	defer s.close()
+	const delay = 10 * time.Millisecond
+	for _, by := range waiters {
+		for v, want := range map[visit]int64{
+			{quiet: time.Millisecond}: 1, {person: 200 * time.Millisecond}: 3,
+		} {
+			if by.name == warmName {
+				want = 1
+			}
+			found := v.wait(by, s.Listener.Addr().String(), delay)
+			require.NoError(t, found.err)
+			require.Equal(t, want, found.trips, by.name)
+			require.GreaterOrEqual(t, found.took, time.Duration(want)*2*delay)
+		}
+	}
+	gone, err := newService(serviceConfig{tls: true})
+	require.NoError(t, err)
+	gone.close()
+	require.Error(t, visit{}.wait(waiters[0], gone.Listener.Addr().String(), delay).err)
 }

@@ -82,7 +82,7 @@ func run(dir string, short bool) error {
 	start := time.Now()
 	b.print("# Performance\n\nWhat a login costs and what it waits for, beside what people use in place of this module. "+
 		"This is the output of\n\n```sh\ncd bench && go run .\n```\n\n%s\n", machine(start))
-	for _, part := range []func() error{b.requestCost, b.callCost, b.underLoad, b.outage, b.growth} {
+	for _, part := range []func() error{b.requestCost, b.callCost, b.waits, b.underLoad, b.outage, b.growth} {
 		if err := part(); err != nil {
 			return err
 		}
@@ -105,6 +105,9 @@ const reasons = `What keeps some of them from being met:
   context.WithValue saves one allocation, and prints the param wherever somebody prints the context.
 - 4 KB: the first read takes up to 4 KB, which is what net/http has of the body by then. Only a body that was read to its end
   has net/http notice a client that hangs up, so a shorter first read, which meets the target, is not worth it.
+- 15 s: these calls had been sent when the connection was closed, and nobody but the service can know whether it has read
+  them. Until then the default Transport keeps a connection, since the service keeps it for 25 s; go run ./idle counts such
+  calls as late. If something in between closes earlier, a Transport with a shorter IdleConnTimeout has none of them.
 - 64 callers: those beyond 64 are dialed while the first handshakes compete for the cores; a caller whose new connection somebody
   else has taken dials again. A limit on connections would have a flood wait in line, and end in service_timeout.
 `

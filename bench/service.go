@@ -27,6 +27,8 @@ type serviceConfig struct {
 	takes time.Duration // the time until it answers
 	idle  time.Duration // the time after which it closes an idle connection; 0 means never
 	hangs bool          // it does not answer until it is closed
+
+	version uint16 // the newest version of TLS, and HTTP/1.1 only; 0 means any
 }
 
 func newService(cfg serviceConfig) (*service, error) {
@@ -67,8 +69,8 @@ func newService(cfg serviceConfig) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.TLS = &tls.Config{Certificates: []tls.Certificate{own}}
-	s.EnableHTTP2 = true
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{own}, MaxVersion: cfg.version}
+	s.EnableHTTP2 = cfg.version == 0
 	s.StartTLS()
 	return s, nil
 }
