@@ -4,13 +4,15 @@
 //	cd bench && go run ./soak
 //
 // Service, site, load and attackers run in one process and communicate over loopback. The
-// program takes less than two minutes. Its exit status is 1 if one of these conditions
+// program takes about two minutes. Before each login its page is viewed, which warms the
+// Client. Its exit status is 1 if one of these conditions
 // does not hold:
 //
 //   - In the outage, every request is accounted for, no more requests are let through
 //     than the budget allows, and the gate recovers within one interval of its Breaker.
 //   - Under attack, no request is let through, and no client can feign an outage of the
 //     service.
+//   - While the Mode changes, every request has the answer of the Mode that it had.
 //   - Afterwards, no goroutine, connection or memory remains in use.
 //
 // Like bench, it needs Linux to run.
@@ -61,9 +63,11 @@ func run(perSecond int, phase time.Duration) error {
 	defer forget()
 	outage, outageErr := soak(perSecond, phase, true)
 	fmt.Println(outage)
+	flipped, flippedErr := flips(perSecond, phase)
+	fmt.Println(flipped)
 	attacked, attackedErr := underAttack(false)
 	fmt.Print(attacked)
-	return errors.Join(outageErr, attackedErr)
+	return errors.Join(outageErr, flippedErr, attackedErr)
 }
 
 const (
@@ -109,6 +113,7 @@ type soakRun struct {
 	lost     atomic.Value // the error of a client that waited in vain
 	waited   atomic.Int64 // requests whose client waited for the answer, counted by the gate
 	inside   atomic.Int64 // calls of the handler
+	warmed   atomic.Int64 // requests to the service by Warm
 }
 
 func (s *soakRun) update(f func(*tally)) {
@@ -139,6 +144,7 @@ func soak(perSecond int, each time.Duration, timed bool) (string, error) {
 	for i := range s.tallies {
 		s.tallies[i].outcomes = make(map[alicaptcha.Code]int)
 	}
+	began := time.Now()
 	if err := s.drive(perSecond, each, patience); err != nil {
 		return "", err
 	}
@@ -188,12 +194,15 @@ func soak(perSecond int, each time.Duration, timed bool) (string, error) {
 	fmt.Fprintf(&b, "\n%d requests reached the gate and had %d outcomes; %d clients waited and %d had an answer; "+
 		"%d of at most %d were let through unverified\n",
 		s.entered.Load(), outcomes, s.waited.Load(), s.answered.Load(), opened, budget)
+	fmt.Fprintf(&b, "%d requests by Warm\n", s.warmed.Load())
 	fmt.Fprintf(&b, "goroutines: %d before, %d after; heap: %.1f MB before, %.1f MB after\n",
 		goroutines, goroutinesAfter, heap, heapAfter)
 
 	check(s.entered.Load() == int64(outcomes), "%d requests, %d outcomes", s.entered.Load(), outcomes)
 	check(s.waited.Load() == s.answered.Load(), "%d clients waited, %d had an answer; one had an error %v",
 		s.waited.Load(), s.answered.Load(), s.lost.Load())
+	mostWarmed := 1 + int64(time.Since(began)/(15*time.Second))
+	check(s.warmed.Load() <= mostWarmed, "%d requests by Warm, not %d at most", s.warmed.Load(), mostWarmed)
 	check(opened <= budget, "%d were let through unverified, the budget is %d", opened, budget)
 	check(goroutinesAfter <= goroutines, "%d goroutines stay behind", goroutinesAfter-goroutines)
 	check(heapAfter <= heap+8, "%.1f MB stay behind", heapAfter-heap)
@@ -205,9 +214,14 @@ func soak(perSecond int, each time.Duration, timed bool) (string, error) {
 // drive starts service, site and load, and stops them again.
 func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 	simulator := alicaptchatest.NewSimulator(alicaptchatest.Config{})
-	service := httptest.NewServer(simulator)
+	service := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet {
+			s.warmed.Add(1)
+		}
+		simulator.ServeHTTP(w, r)
+	}))
 	defer service.Close()
-	transport := &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: 10 * time.Second}
+	transport := &http.Transport{MaxIdleConnsPerHost: 512, IdleConnTimeout: 20 * time.Second}
 	defer transport.CloseIdleConnections()
 
 	client, err := alicaptcha.NewClient(alicaptcha.ClientConfig{
@@ -238,6 +252,7 @@ func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 		if r.Header.Get("Patient") != "" {
 			s.waited.Add(1)
 		}
+		go client.Warm(context.WithoutCancel(r.Context()))
 		gated.ServeHTTP(w, r)
 	})
 	mux.HandleFunc("GET /other", func(http.ResponseWriter, *http.Request) {})

@@ -30,6 +30,13 @@ func TestSoak(t *testing.T) {
 	require.Contains(t, report, "throttling")
 }
 
+// Under a small load, each request has the answer of the Mode that it had.
+func TestFlips(t *testing.T) {
+	report, err := flips(200, time.Second)
+	t.Log(report)
+	require.NoError(t, err)
+}
+
 // In a short run of each attack, no client is let through, feigns an outage, or leaves
 // anything behind.
 func TestAttacks(t *testing.T) {

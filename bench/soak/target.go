@@ -128,6 +128,7 @@ func newTarget(a attack) (*target, error) {
 	err = a.routes(t, gate, func(path string, gated http.Handler) {
 		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 			t.entered.Add(1)
+			go client.Warm(context.WithoutCancel(r.Context())) // as the handler of the page does
 			gated.ServeHTTP(w, r)
 		})
 	})

@@ -14,8 +14,8 @@ import (
 )
 
 // settling is the time after the last attack by which nothing may remain in use. The
-// default transport keeps idle connections for 10 s.
-const settling = 15 * time.Second
+// default transport keeps idle connections for 20 s.
+const settling = 25 * time.Second
 
 // A course is the result of one attack.
 type course struct {
