@@ -1,10 +1,12 @@
-// Command alicaptcha finds problems in a setup of CAPTCHA 2.0, and serves a
-// simulator of the service for programs in any language:
+// Command alicaptcha finds problems in a setup of CAPTCHA 2.0, puts a captcha in
+// front of programs in any language, and serves them a simulator of the service:
 //
 //	alicaptcha doctor -region sgp -scene 1a2b3c4d
+//	alicaptcha gate -region sgp -scene 1a2b3c4d
 //	alicaptcha simulate
 //
-// "alicaptcha help doctor" and "alicaptcha help simulate" describe each command.
+// "alicaptcha help doctor", "alicaptcha help gate" and "alicaptcha help simulate"
+// describe each command.
 package main
 
 import (
@@ -16,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 )
@@ -26,9 +29,11 @@ of HTTP handlers.
 
 usage:
   alicaptcha doctor -region cn|sgp [flags]  find problems with keys, endpoint or scene
+  alicaptcha gate -region cn|sgp -scene ID [flags]
+                                            answer proxies that ask whether a request may pass
   alicaptcha simulate [flags]               serve a simulator of the service
   alicaptcha version                        print the version
-  alicaptcha help [doctor|simulate]         describe a command and its flags
+  alicaptcha help [doctor|gate|simulate]    describe a command and its flags
 
 The exit status is 0 for success, 1 for a finding or a failure, 2 for incorrect
 usage.
@@ -63,18 +68,21 @@ func run(args []string, stdout, stderr io.Writer) error {
 	switch name {
 	case "help", "-h", "-help", "--help":
 		switch {
-		case len(args) == 1 && (args[0] == "doctor" || args[0] == "simulate"):
+		case len(args) == 1 && slices.Contains([]string{"doctor", "gate", "simulate"}, args[0]):
 			return run([]string{args[0], "-h"}, stdout, stderr)
 		case len(args) > 0:
-			return usageError{errors.New("help is available for doctor and simulate only")}
+			return usageError{errors.New("help is available for doctor, gate and simulate only")}
 		}
 		_, err := io.WriteString(stdout, help)
 		return err
 	case "doctor":
 		return doctor(args, stdout, stderr)
-	case "simulate":
+	case "gate", "simulate":
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		context.AfterFunc(ctx, stop) // a second Ctrl-C does not wait for the shutdown
+		if name == "gate" {
+			return runGate(ctx, args, stdout, stderr)
+		}
 		return simulate(ctx, args, stdout, stderr)
 	case "version", "-version", "--version":
 		if len(args) > 0 {

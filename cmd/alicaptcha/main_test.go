@@ -79,8 +79,8 @@ func TestUsageErrors(t *testing.T) {
 		"nothing":                   {want: "alicaptcha help"},
 		"no such command":           {args: []string{"treat"}, want: `"treat"`},
 		"flag before the command":   {args: []string{"-json", "doctor"}, want: `"-json"`},
-		"help on nothing":           {args: []string{"help", "treat"}, want: "doctor and simulate"},
-		"help on both":              {args: []string{"help", "doctor", "simulate"}, want: "doctor and simulate"},
+		"help on nothing":           {args: []string{"help", "treat"}, want: "doctor, gate and simulate"},
+		"help on both":              {args: []string{"help", "doctor", "simulate"}, want: "doctor, gate and simulate"},
 		"version of what":           {args: []string{"version", "x"}, want: "version"},
 		"doctor without an address": {args: []string{"doctor"}, want: "-region is required (cn or sgp), or -endpoint"},
 		"doctor elsewhere":          {args: []string{"doctor", "-region", "moon"}, want: `: -region must be`},
@@ -131,6 +131,42 @@ func TestUsageErrors(t *testing.T) {
 			args:   []string{"simulate", "-addr", "127.0.0.1:0", "-tls", "-ca-file", "nowhere/ca.pem"},
 			status: 1, want: "-ca-file: open nowhere/ca.pem: ",
 		},
+		"gate without an address":     {args: []string{"gate", "-scene", "a"}, want: "-region is required (cn or sgp), or -endpoint"},
+		"gate elsewhere":              {args: []string{"gate", "-region", "moon", "-scene", "a"}, want: ": -region must be"},
+		"gate in the clear":           {args: []string{"gate", "-endpoint", "http://captcha.example", "-scene", "a"}, want: "must be https"},
+		"gate without a scene":        {args: []string{"gate", "-region", "cn"}, want: "-scene is required"},
+		"gate with an empty scene":    {args: []string{"gate", "-region", "cn", "-scene", ""}, want: "-scene"},
+		"gate with a path as scene":   {args: []string{"gate", "-region", "cn", "-scene", "a/b"}, want: `"a/b"`},
+		"gate with a dot as scene":    {args: []string{"gate", "-region", "cn", "-scene", ".."}, want: "letters, digits"},
+		"gate with a scene twice":     {args: []string{"gate", "-region", "cn", "-scene", "a", "-scene", "a"}, want: "twice"},
+		"gate's argument":             {args: []string{"gate", "-region", "cn", "-scene", "a", "hunter"}, want: "no arguments"},
+		"gate's flag":                 {args: []string{"gate", "-secret=hunter"}, want: "-secret"},
+		"gate's mode":                 {args: []string{"gate", "-region", "cn", "-scene", "a", "-mode", "open"}, want: "-mode must be"},
+		"gate's credential":           {args: []string{"gate", "-region", "cn", "-scene", "a", "-credential", "x"}, want: "-credential must"},
+		"gate's time":                 {args: []string{"gate", "-region", "cn", "-scene", "a", "-timeout", "0s"}, want: "-timeout must"},
+		"gate's body":                 {args: []string{"gate", "-region", "cn", "-scene", "a", "-max-body", "0"}, want: "-max-body"},
+		"gate's param":                {args: []string{"gate", "-region", "cn", "-scene", "a", "-max-param", "-1"}, want: "-max-param"},
+		"gate's places":               {args: []string{"gate", "-region", "cn", "-scene", "a", "-max-concurrent", "0"}, want: "-max-concurrent"},
+		"gate's budget":               {args: []string{"gate", "-region", "cn", "-scene", "a", "-outage-budget", "-1"}, want: "-outage-budget"},
+		"gate's status, a success":    {args: []string{"gate", "-region", "cn", "-scene", "a", "-unavailable-status", "204"}, want: "400 to 499"},
+		"gate's status, unchanged":    {args: []string{"gate", "-region", "cn", "-scene", "a", "-unavailable-status", "503"}, want: "400 to 499"},
+		"gate's header":               {args: []string{"gate", "-region", "cn", "-scene", "a", "-header", "a b"}, want: "-header: "},
+		"gate's fields":               {args: []string{"gate", "-region", "cn", "-scene", "a", "-fields", "a,,b"}, want: "-fields: "},
+		"gate without places to look": {args: []string{"gate", "-region", "cn", "-scene", "a", "-fields", "", "-header", ""}, want: "both"},
+		"gate without keys": {
+			args: []string{"gate", "-region", "cn", "-scene", "a"}, status: 1, want: "ALIBABA_CLOUD_ACCESS_KEY_ID",
+		},
+		"gate's keys printed": {
+			args: []string{"gate", "-region", "cn", "-scene", "a"}, vars: with("DEBUG", "dara"), want: "DEBUG=dara",
+		},
+		"gate's address in use": {
+			args: []string{"gate", "-region", "cn", "-scene", "a", "-addr", taken.Addr().String()}, vars: keys, status: 1,
+			want: ": -addr: listen tcp " + taken.Addr().String() + ": bind: address already in use",
+		},
+		"gate's other address in use": {
+			args: []string{"gate", "-region", "cn", "-scene", "a", "-addr", "127.0.0.1:0", "-admin-addr", taken.Addr().String()},
+			vars: keys, status: 1, want: ": -admin-addr: listen tcp ",
+		},
 		"address in use": {
 			args: []string{"simulate", "-addr", taken.Addr().String()}, status: 1,
 			want: ": -addr: listen tcp " + taken.Addr().String() + ": bind: address already in use",
@@ -167,10 +203,11 @@ func TestHelp(t *testing.T) {
 	for _, way := range []string{"-h", "-help", "--help"} {
 		require.Equal(t, short, ask(way))
 	}
-	doctor, simulate := ask("help", "doctor"), ask("help", "simulate")
+	doctor, gate, simulate := ask("help", "doctor"), ask("help", "gate"), ask("help", "simulate")
 	require.Equal(t, doctor, ask("doctor", "-h"))
+	require.Equal(t, gate, ask("gate", "-h"))
 	require.Equal(t, simulate, ask("simulate", "--help"))
-	for _, word := range []string{"alicaptcha doctor", "alicaptcha simulate", "alicaptcha version", "exit status"} {
+	for _, word := range []string{"alicaptcha doctor", "alicaptcha gate", "alicaptcha simulate", "alicaptcha version", "exit status"} {
 		require.Contains(t, short, word)
 	}
 
@@ -192,6 +229,14 @@ func TestHelp(t *testing.T) {
 	for _, word := range words {
 		require.Contains(t, doctor, word)
 	}
+	for _, word := range []string{
+		"-addr", "-admin-addr", "-credential", "-endpoint", "-fields", "-header", "-max-body", "-max-concurrent", "-max-param",
+		"-mode", "-outage-budget", "-region", "-scene", "-timeout", "-unavailable-status", "/gate/ID", "Captcha-Verified", "204",
+		"404", "/healthz", "/metrics", "SIGTERM", "exit",
+		"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN",
+	} {
+		require.Contains(t, gate, word)
+	}
 	words = []string{
 		"-addr", "-access-key-id", "-access-key-secret", "-security-token", "-scenes", "-foreign-scenes",
 		"-faults", "-tls", "-hosts", "-ca-file", "SSL_CERT_FILE", "POST /issue", "exit status",
@@ -204,7 +249,7 @@ func TestHelp(t *testing.T) {
 	for _, word := range words {
 		require.Contains(t, simulate, word)
 	}
-	for _, text := range []string{short, doctor, simulate} {
+	for _, text := range []string{short, doctor, gate, simulate} {
 		for line := range strings.Lines(text) {
 			if !strings.HasPrefix(line, "    \t") { // written by the flag package
 				require.LessOrEqual(t, len(line), 100, line)

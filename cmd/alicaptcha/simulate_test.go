@@ -45,7 +45,7 @@ func read(t *testing.T, resp *http.Response) string {
 	return string(body)
 }
 
-// running is a simulator that has printed its banner.
+// running is a program that has printed its banner.
 type running struct {
 	lines []string
 	stop  func(os.Signal) result
@@ -54,8 +54,16 @@ type running struct {
 // startSimulator runs simulate on a free port until the test ends.
 func startSimulator(t *testing.T, args ...string) (url string, s running) {
 	t.Helper()
+	s = startProgram(t, nil, append([]string{"simulate", "-addr", "127.0.0.1:0"}, args...)...)
+	return s.value(t, "URL"), s
+}
+
+// startProgram runs simulate or gate, with vars as its environment, until the test
+// ends.
+func startProgram(t *testing.T, vars map[string]string, args ...string) (s running) {
+	t.Helper()
 	var stderr bytes.Buffer
-	cmd := program(t, nil, append([]string{"simulate", "-addr", "127.0.0.1:0"}, args...)...)
+	cmd := program(t, vars, args...)
 	cmd.Stderr = &stderr
 	stdout, err := cmd.StdoutPipe()
 	require.NoError(t, err)
@@ -82,7 +90,7 @@ func startSimulator(t *testing.T, args ...string) (url string, s running) {
 		line = strings.TrimSuffix(line, "\n")
 		s.lines = append(s.lines, line)
 		if line == "Ctrl-C stops it." {
-			return s.value(t, "URL"), s
+			return s
 		}
 	}
 }
