@@ -1,0 +1,274 @@
+package caddyalicaptcha_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/caddyserver/caddy/v2"
+	"github.com/caddyserver/caddy/v2/caddyconfig"
+	_ "github.com/caddyserver/caddy/v2/caddyconfig/httpcaddyfile"
+	_ "github.com/caddyserver/caddy/v2/modules/caddyhttp/standard"
+	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
+	_ "github.com/caddyserver/caddy/v2/modules/logging"
+	_ "github.com/caddyserver/caddy/v2/modules/metrics"
+	"github.com/stretchr/testify/require"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+	_ "github.com/alicaptcha/alicaptcha/caddyalicaptcha"
+)
+
+func TestMain(m *testing.M) {
+	// The environment of whoever runs the tests must not decide them.
+	for _, name := range []string{
+		"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN", "DEBUG",
+	} {
+		os.Unsetenv(name)
+	}
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	code := m.Run()
+	os.Exit(code)
+}
+
+// testGuard is how long a test waits for what must happen.
+const testGuard = 20 * time.Second
+
+// A site is a Caddy in this process. There can be only one at a time.
+type site struct {
+	addr string
+	log  string // the file of Caddy's log
+}
+
+// options are Caddy's global options for tests: no fixed port, no files in the home.
+const options = `{
+	admin off
+	persist_config off
+	auto_https off
+	grace_period 10s
+	servers {
+		protocols h1 h2c
+	}
+	log {
+		output file %q
+		format json
+		level DEBUG
+	}
+	metrics
+	storage file_system %q
+}
+`
+
+// start runs Caddy with the directives of one site until the test ends. In them, SERVICE
+// stands for the options that all gates have.
+func start(t *testing.T, service *alicaptchatest.Server, directives string) *site {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	addr := listener.Addr().String()
+	require.NoError(t, listener.Close())
+	s := &site{addr: addr, log: filepath.Join(t.TempDir(), "caddy.log")}
+	require.NoError(t, caddy.Load(s.config(t, service, directives), true))
+	t.Cleanup(func() { require.NoError(t, caddy.Stop()) })
+	return s
+}
+
+func (s *site) config(t *testing.T, service *alicaptchatest.Server, directives string) []byte {
+	t.Helper()
+	text := fmt.Sprintf(options, s.log, filepath.Dir(s.log)) + "http://" + s.addr + " {\n" + directives + "\n}\n"
+	if service != nil {
+		text = strings.ReplaceAll(text, "SERVICE", "endpoint "+service.URL+"\n\t\taccess_key test-id test-secret")
+	}
+	return adapt(t, text)
+}
+
+func (s *site) logged(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile(s.log)
+	require.NoError(t, err)
+	return string(text)
+}
+
+func adapt(t *testing.T, caddyfile string) []byte {
+	t.Helper()
+	config, _, err := caddyconfig.GetAdapter("caddyfile").Adapt([]byte(caddyfile), map[string]any{"filename": "Caddyfile"})
+	require.NoError(t, err, caddyfile)
+	return config
+}
+
+// newClient returns a client for the site that speaks HTTP/1.1 or HTTP/2.
+func newClient(t *testing.T, http2 bool) *http.Client {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(!http2)
+	protocols.SetUnencryptedHTTP2(http2)
+	transport := &http.Transport{Protocols: protocols, MaxIdleConnsPerHost: 64, ExpectContinueTimeout: testGuard}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport, Timeout: testGuard, CheckRedirect: func(*http.Request, []*http.Request) error {
+		return http.ErrUseLastResponse
+	}}
+}
+
+// upstream is an upstream in Go that keeps the requests that it has got.
+type upstream struct {
+	*httptest.Server
+	mu   sync.Mutex
+	seen []arrived
+}
+
+type arrived struct {
+	path            string
+	header, trailer http.Header
+	body            string
+	length          int64
+}
+
+func startUpstream(t *testing.T) *upstream {
+	u := new(upstream)
+	u.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		u.mu.Lock()
+		defer u.mu.Unlock()
+		u.seen = append(u.seen, arrived{r.URL.Path, r.Header.Clone(), r.Trailer.Clone(), string(body), r.ContentLength})
+		io.WriteString(w, "welcome")
+	}))
+	t.Cleanup(u.Close)
+	return u
+}
+
+// last returns the only request that has arrived since the last call.
+func (u *upstream) last(t *testing.T) arrived {
+	t.Helper()
+	all := u.take()
+	require.Len(t, all, 1)
+	return all[0]
+}
+
+func (u *upstream) take() []arrived {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	all := u.seen
+	u.seen = nil
+	return all
+}
+
+// php is an upstream in PHP, by FastCGI.
+type php struct{ root, socket, log string }
+
+// seenByPHP is what the script of a php answers.
+type seenByPHP struct {
+	Verified *string // HTTP_CAPTCHA_VERIFIED
+	Length   string  // CONTENT_LENGTH
+	Type     string
+	Body     string // its SHA-256
+	Names    []string
+}
+
+const script = `<?php
+$body = file_get_contents('php://input');
+file_put_contents(__DIR__ . '/log', $_SERVER['REQUEST_URI'] . "\n", FILE_APPEND | LOCK_EX);
+header('Content-Type: application/json');
+echo json_encode([
+	'Verified' => $_SERVER['HTTP_CAPTCHA_VERIFIED'] ?? null,
+	'Length' => $_SERVER['CONTENT_LENGTH'] ?? '',
+	'Type' => $_SERVER['CONTENT_TYPE'] ?? '',
+	'Body' => hash('sha256', $body),
+	'Names' => array_values(preg_grep('/CAPTCHA.VERIFIED/i', array_keys($_SERVER))),
+]);
+`
+
+func startPHP(t *testing.T) *php {
+	t.Helper()
+	root := t.TempDir()
+	p := &php{root: root, socket: filepath.Join(root, "php"), log: filepath.Join(root, "log")}
+	require.NoError(t, os.WriteFile(filepath.Join(root, "index.php"), []byte(script), 0o600))
+	cmd := exec.Command("php-cgi", "-n", "-b", p.socket, "-d", "enable_post_data_reading=0", "-d", "post_max_size=16M")
+	cmd.Env = append(os.Environ(), "PHP_FCGI_CHILDREN=4", "PHP_FCGI_MAX_REQUESTS=0")
+	var output bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &output, &output
+	require.NoError(t, cmd.Start(), "php-cgi is needed: apt-get install php-cgi")
+	t.Cleanup(func() {
+		cmd.Process.Signal(os.Interrupt) // it ends its children
+		cmd.Wait()
+	})
+	require.Eventually(t, func() bool {
+		conn, err := net.Dial("unix", p.socket)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	}, testGuard, 10*time.Millisecond)
+	return p
+}
+
+// calls returns how often the script was run.
+func (p *php) calls(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile(p.log)
+	if os.IsNotExist(err) {
+		return 0
+	}
+	require.NoError(t, err)
+	return bytes.Count(text, []byte("\n"))
+}
+
+func issue(t *testing.T, service *alicaptchatest.Server) string {
+	t.Helper()
+	param, err := service.Issue(alicaptchatest.Issue{SceneID: "login"})
+	require.NoError(t, err)
+	return param
+}
+
+// send sends a request to the site and returns the status and the body of the answer.
+func (s *site) send(t *testing.T, client *http.Client, path string, header http.Header, body io.Reader) (int, string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+s.addr+path, body)
+	require.NoError(t, err)
+	for name, values := range header {
+		r.Header[name] = values
+	}
+	resp, err := client.Do(r)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return resp.StatusCode, string(text)
+}
+
+// withParam returns the header that carries param.
+func withParam(param string) http.Header { return http.Header{"Captcha-Verify-Param": {param}} }
+
+// gateLike returns a gate of package alicaptcha with the settings of SERVICE.
+func gateLike(t *testing.T, service *alicaptchatest.Server) *alicaptcha.Middleware {
+	t.Helper()
+	m, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: service.Client(), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	return m
+}
+
+func mustJSON(v any) string {
+	text, err := json.Marshal(v)
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}
+
+var _ = context.Background
