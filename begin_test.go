@@ -188,7 +188,9 @@ func TestBeginLeavesNothing(t *testing.T) {
 				log := new(logbook)
 				m := newMiddleware(t, alicaptcha.Config{
 					Verifier: row.verifier, MaxConcurrent: 1, Logger: slog.New(log), Timeout: row.timeout,
-					Policy: alicaptcha.Policy{alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(limiter)},
+					Policy: alicaptcha.Policy{ // nobody is let through who did not ask
+						alicaptcha.ServiceUnavailable: alicaptcha.AllowAtMost(limiter), alicaptcha.F001: alicaptcha.Allow(),
+					},
 					Observe: func(_ context.Context, o alicaptcha.Outcome) {
 						mu.Lock()
 						defer mu.Unlock()
