@@ -30,7 +30,8 @@ one of these answers:
 
   204           The request may pass. Captcha-Verified is "true" if the service
                 passed the param. It is "false" if the request is let through
-                unverified, by -outage-budget or -mode.
+                unverified, by -outage-budget or -mode. With -pass-status 200
+                the status is 200, without which Envoy and Higress pass nothing.
   400 to 599    The request is rejected. The proxy should send the answer to the
                 client as it is. A form post gets a page, and other requests get
                 application/problem+json.
@@ -88,6 +89,7 @@ type gateSettings struct {
 	credential        string
 	scenes            []string
 	config            alicaptcha.Config // without Verifier, scene, Observe and Logger
+	passStatus        int
 	unavailableStatus int
 }
 
@@ -116,6 +118,7 @@ func parseGate(args []string, stdout io.Writer) (s gateSettings, ok bool, err er
 		"lets all requests through; or exempt, which verifies nothing")
 	budget := flags.Int("outage-budget", 0, "how many `requests` are let through unverified while the service does not "+
 		"answer: this many at once, and then this many a minute, for all scenes together")
+	flags.IntVar(&s.passStatus, "pass-status", http.StatusNoContent, "the `status` for a request that may pass: 204 or 200")
 	flags.IntVar(&s.unavailableStatus, "unavailable-status", 0, "the `status`, 400 to 499, of rejections that would "+
 		"have 500 or more; for proxies that let a request pass, or write an answer of their own, if they get one of those")
 	if ok, err := parse(flags, args, gateHelp, stdout); !ok {
@@ -162,8 +165,9 @@ func (s *gateSettings) complete(mode string, budget int) error {
 		return errors.New("-max-body, -max-param and -max-concurrent must be greater than zero")
 	case budget < 0:
 		return errors.New("-outage-budget is negative")
-	case s.unavailableStatus != 0 && (s.unavailableStatus < 400 || s.unavailableStatus > 499):
-		return errors.New("-unavailable-status must be 400 to 499")
+	}
+	if err := s.checkStatuses(); err != nil {
+		return err
 	}
 	s.config.Mode = modes[known]
 	if budget > 0 {
@@ -176,6 +180,16 @@ func (s *gateSettings) complete(mode string, budget int) error {
 	client.AccessKeyID, client.AccessKeySecret, client.Transport = "none", "none", http.DefaultTransport
 	if _, err := alicaptcha.NewClient(client); err != nil {
 		return errors.New(short(err))
+	}
+	return nil
+}
+
+func (s *gateSettings) checkStatuses() error {
+	switch {
+	case s.passStatus != http.StatusNoContent && s.passStatus != http.StatusOK:
+		return errors.New("-pass-status must be 204 or 200")
+	case s.unavailableStatus != 0 && (s.unavailableStatus < 400 || s.unavailableStatus > 499):
+		return errors.New("-unavailable-status must be 400 to 499")
 	}
 	return nil
 }
@@ -295,6 +309,7 @@ func (s gateSettings) banner(addr, adminAddr net.Addr) string {
 // A gate is a handler that answers what a proxy asks.
 type gate struct {
 	scenes            map[string]*alicaptcha.Middleware
+	passStatus        int
 	unavailableStatus int
 	logger            *slog.Logger
 	strays            rate.Sometimes // bounds the log lines about URLs of no scene
@@ -310,6 +325,7 @@ func newGate(s gateSettings, verifier alicaptcha.Verifier, logger *slog.Logger) 
 	m.breaker = breaker.State
 	g := &gate{
 		scenes:            make(map[string]*alicaptcha.Middleware),
+		passStatus:        s.passStatus,
 		unavailableStatus: s.unavailableStatus,
 		logger:            logger,
 		strays:            rate.Sometimes{Interval: time.Minute},
@@ -344,7 +360,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if o.Allowed || o.Mode == alicaptcha.ReportOnly {
 		w.Header().Set("Captcha-Verified", strconv.FormatBool(o.Allowed && o.Verified))
 		w.Header().Set("Cache-Control", "no-store")
-		w.WriteHeader(http.StatusNoContent)
+		w.WriteHeader(g.passStatus)
 		return
 	}
 	if g.unavailableStatus != 0 && o.Action.Status >= 500 {

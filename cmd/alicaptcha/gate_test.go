@@ -137,6 +137,9 @@ func TestGateLetsThroughUnverified(t *testing.T) {
 	require.Equal(t, []string{"204 false", "503"}, answers(2, hung, "-outage-budget", "1"))
 	wrong := alicaptchatest.Failing(alicaptcha.Misconfigured)
 	require.Equal(t, []string{"503"}, answers(1, wrong, "-outage-budget", "9"))
+	require.Equal(t, []string{"200 true"}, answers(1, verdictOf("T001"), "-pass-status", "200"))
+	require.Equal(t, []string{"200 false"}, answers(1, down, "-pass-status", "200", "-outage-budget", "1"))
+	require.Equal(t, []string{"503"}, answers(1, down, "-pass-status", "200"))
 	// The budget is for all scenes together.
 	g, _ := gateOf(t, down, "-scene", "a", "-scene", "b", "-outage-budget", "1")
 	require.Equal(t, 204, ask(g, requestFor("/gate/a", `{"captchaVerifyParam":"x"}`)).Code)

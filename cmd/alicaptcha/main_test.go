@@ -150,6 +150,7 @@ func TestUsageErrors(t *testing.T) {
 		"gate's budget":               {args: []string{"gate", "-region", "cn", "-scene", "a", "-outage-budget", "-1"}, want: "-outage-budget"},
 		"gate's status, a success":    {args: []string{"gate", "-region", "cn", "-scene", "a", "-unavailable-status", "204"}, want: "400 to 499"},
 		"gate's status, unchanged":    {args: []string{"gate", "-region", "cn", "-scene", "a", "-unavailable-status", "503"}, want: "400 to 499"},
+		"gate's pass":                 {args: []string{"gate", "-region", "cn", "-scene", "a", "-pass-status", "503"}, want: "204 or 200"},
 		"gate's header":               {args: []string{"gate", "-region", "cn", "-scene", "a", "-header", "a b"}, want: "-header: "},
 		"gate's fields":               {args: []string{"gate", "-region", "cn", "-scene", "a", "-fields", "a,,b"}, want: "-fields: "},
 		"gate without places to look": {args: []string{"gate", "-region", "cn", "-scene", "a", "-fields", "", "-header", ""}, want: "both"},
@@ -231,7 +232,7 @@ func TestHelp(t *testing.T) {
 	}
 	for _, word := range []string{
 		"-addr", "-admin-addr", "-credential", "-endpoint", "-fields", "-header", "-max-body", "-max-concurrent", "-max-param",
-		"-mode", "-outage-budget", "-region", "-scene", "-timeout", "-unavailable-status", "/gate/ID", "Captcha-Verified", "204",
+		"-mode", "-outage-budget", "-pass-status", "-region", "-scene", "-timeout", "-unavailable-status", "/gate/ID", "Captcha-Verified", "204",
 		"404", "/healthz", "/metrics", "SIGTERM", "exit",
 		"ALIBABA_CLOUD_ACCESS_KEY_ID", "ALIBABA_CLOUD_ACCESS_KEY_SECRET", "ALIBABA_CLOUD_SECURITY_TOKEN",
 	} {
