@@ -29,8 +29,8 @@ func vendorPage(t *testing.T, cfg alicaptchatest.Config, query, script string) (
 	page := `<!doctype html><html lang="en"><meta charset="utf-8"><title>Vendor</title><link rel="icon" href="data:,">
 		<script>window.AliyunCaptchaConfig = {region: "cn", prefix: "1tbpug"};
 		let captcha; const got = {success: [], fail: [], onError: [], onClose: [], biz: [], instance: []};
-		const calls = (name) => (value) => { got[name].push(value); };
-		const getInstance = (instance) => { captcha = instance; got.instance.push(Object.keys(instance).sort().join()); };
+		const calls = (name) => (value) => { got[name].push(value); got.at = performance.now(); };
+		const getInstance = (instance) => { captcha = instance; got.bound = performance.now(); got.instance.push(Object.keys(instance).sort().join()); };
 		</script>
 		<script src="` + simulator.URL + `/AliyunCaptcha.js` + query + `"></script>
 		<h1>Vendor</h1><div id="captcha-element"></div><button id="captcha-button">Go</button>
@@ -135,6 +135,8 @@ func TestVendorPages(t *testing.T) {
 			if !row.isV2 {
 				require.Len(t, got[0], 280)
 				require.Empty(t, eval[[]any](p, `got.biz`))
+				require.GreaterOrEqual(t, eval[float64](p, `got.at - performance.getEntriesByType("resource").`+
+					`find(({name}) => name.endsWith("/widget/verify")).responseEnd`), 990.0, "delayBeforeSuccess")
 				return
 			}
 			require.Greater(t, len(got[0]), 4000)
@@ -189,7 +191,7 @@ func TestVendorBindsLate(t *testing.T) {
 				const before = document.getElementById("captcha-button");
 				`+popupV3+`
 				before.click();
-				const atOnce = got.instance.length;`)
+				const atOnce = got.instance.length, began = performance.now();`)
 			p.until(`document.readyState === "complete"`)
 			require.Zero(t, eval[int](p, `atOnce`))
 			if !binds {
@@ -201,6 +203,9 @@ func TestVendorBindsLate(t *testing.T) {
 				return
 			}
 			p.until(`captcha`)
+			if query != "" {
+				require.GreaterOrEqual(t, eval[float64](p, `got.bound - began`), 490.0)
+			}
 			require.True(t, eval[bool](p, `!`+opened), "a click was not lost")
 			p.clicks()
 			p.until(opened)
@@ -517,6 +522,44 @@ func TestVendorDoubleInit(t *testing.T) {
 		p.until("!" + opened)
 		require.Len(t, eval[[]string](p, `got.success`), 1)
 	})
+	t.Run("V2 traceless destroyed", func(t *testing.T) {
+		t.Parallel()
+		const script = `initAliyunCaptcha({` + vendorOptions + `mode: "popup", ` +
+			`captchaVerifyCallback(param) { got.success.push(param); return {captchaResult: true}; }, onBizResultCallback: calls("biz")});`
+		p, _ := vendorPage(t, alicaptchatest.Config{}, "?traceless", script)
+		p.until(`captcha`)
+		eval[bool](p, `(captcha.destroyCaptcha(), true)`)
+		eval[bool](p, `((() => {`+script+`})(), true)`)
+		p.until(`got.instance.length === 2`)
+		p.clicks()
+		p.until(`got.biz.length === 1`)
+		require.Len(t, eval[[]string](p, `got.success`), 1)
+	})
+}
+
+// The service goes away after the start.
+func TestVendorUnreachable(t *testing.T) {
+	t.Parallel()
+	for option, hint := range map[string]string{
+		"":                      "The verification cannot be reached. Please try again.",
+		"showErrorTip: true, ":  "The verification cannot be reached. Please try again.",
+		"showErrorTip: false, ": "Drag the slider to the end, or hold the right arrow key.",
+	} {
+		t.Run(option, func(t *testing.T) {
+			t.Parallel()
+			p, _ := vendorPage(t, alicaptchatest.Config{}, "", `initAliyunCaptcha({`+vendorV3+option+`mode: "popup"});`)
+			p.allow("AliyunCaptcha.js (simulator): SIMULATOR: Error: offline")
+			p.until(`captcha`)
+			eval[bool](p, `(window.fetchBefore = fetch, fetch = () => Promise.reject(new Error("offline")), true)`)
+			p.clicks()
+			p.drags(1)
+			p.until(`got.onError.length === 1`)
+			require.Equal(t, hint, eval[string](p, widget+`.querySelector("#hint").textContent`))
+			eval[bool](p, `(fetch = fetchBefore, true)`)
+			p.drags(1)
+			p.until(`got.success.length === 1`)
+		})
+	}
 }
 
 // A V2 callback whose verdict the widget never sees leaves it stuck.
@@ -540,7 +583,8 @@ func TestVendorV2Stuck(t *testing.T) {
 			p.clicks()
 			p.drags(1)
 			require.Eventually(t, func() bool { return len(p.complaints()) == 1 }, 20*time.Second, 20*time.Millisecond)
-			stuck := opened + ` && ` + widget + `.querySelector("input").disabled`
+			stuck := opened + ` && ` + widget + `.querySelector("input").disabled && ` +
+				widget + `.querySelector("#hint").textContent === "Verifying…"`
 			require.True(t, eval[bool](p, `Boolean(`+stuck+`)`))
 			p.presses(kb.Escape)
 			p.until("!" + opened)
