@@ -41,6 +41,7 @@ func TestCode(t *testing.T) {
 		"docs/page.md":                {"html", "js"},                          // e2e
 		"docs/testing.md":             {"sh"},                                  // .ci/readme
 		"docs/doctor.md":              {"sh"},
+		"docs/proxies.md":             {"sh"},
 		"docs/telemetry.md":           {"sh"},
 		"docs/operations.md":          {"sh", "text", "promql", "yaml"}, // TestOperationsLog, TestOperationsRoute
 		"docs/performance.md":         {"sh"},                           // bench's own test
