@@ -112,7 +112,8 @@ func parseGate(args []string, stdout io.Writer) (s gateSettings, ok bool, err er
 		"the `names` of the fields of a form or of JSON that may have the param, separated by commas; if empty, none")
 	flags.IntVar(&s.config.MaxBodyBytes, "max-body", 128<<10, "how many `bytes` of a body are searched for the param")
 	flags.IntVar(&s.config.MaxParamBytes, "max-param", 32<<10, "how many `bytes` a param may have")
-	flags.IntVar(&s.config.MaxConcurrent, "max-concurrent", 256, "how many `verifications` of a scene may be under way")
+	flags.IntVar(&s.config.MaxConcurrent, "max-concurrent", 256, "how many `verifications` of a scene may be under way; four times "+
+		"as many requests are held")
 	flags.DurationVar(&s.config.Timeout, "timeout", 5*time.Second, "how long a verification may take")
 	mode := flags.String("mode", "enforce", "the `mode`: enforce; report-only, which logs what it would reject and "+
 		"lets all requests through; or exempt, which verifies nothing")
@@ -308,11 +309,49 @@ func (s gateSettings) banner(addr, adminAddr net.Addr) string {
 
 // A gate is a handler that answers what a proxy asks.
 type gate struct {
-	scenes            map[string]*alicaptcha.Middleware
+	scenes            map[string]*scene
 	passStatus        int
 	unavailableStatus int
 	logger            *slog.Logger
 	strays            rate.Sometimes // bounds the log lines about URLs of no scene
+}
+
+// A scene bounds how many of its requests are held, because each may hold a part of
+// its body while it arrives.
+type scene struct {
+	captcha *alicaptcha.Middleware
+	full    *alicaptcha.Middleware // for a request beyond the places: it reads nothing
+	places  chan struct{}          // one taken for each request
+}
+
+func newScene(config alicaptcha.Config) (*scene, error) {
+	captcha, err := alicaptcha.New(config)
+	if err != nil {
+		return nil, err
+	}
+	places := make(chan struct{}, 4*config.MaxConcurrent)
+	config.MaxConcurrent = 1 // also ends as Overloaded
+	config.Extractors = []alicaptcha.Extractor{func(*http.Request) (string, error) { return "unread", nil }}
+	config.Verifier = alicaptcha.VerifierFunc(func(context.Context, alicaptcha.Request) (alicaptcha.Result, error) {
+		return alicaptcha.Result{}, &alicaptcha.Error{Code: alicaptcha.Overloaded}
+	})
+	full, err := alicaptcha.New(config)
+	return &scene{captcha, full, places}, err
+}
+
+// check returns the Outcome of r, and reads its body.
+func (s *scene) check(r *http.Request) alicaptcha.Outcome {
+	select {
+	case s.places <- struct{}{}:
+		defer func() { <-s.places }()
+	default:
+		return s.full.Check(r)
+	}
+	o := s.captcha.Check(r)
+	if r.Body != nil {
+		io.CopyN(io.Discard, r.Body, maxDiscarded)
+	}
+	return o
 }
 
 // newGate returns a gate whose scenes share verifier, behind a breaker.
@@ -324,16 +363,16 @@ func newGate(s gateSettings, verifier alicaptcha.Verifier, logger *slog.Logger) 
 	}
 	m.breaker = breaker.State
 	g := &gate{
-		scenes:            make(map[string]*alicaptcha.Middleware),
+		scenes:            make(map[string]*scene),
 		passStatus:        s.passStatus,
 		unavailableStatus: s.unavailableStatus,
 		logger:            logger,
 		strays:            rate.Sometimes{Interval: time.Minute},
 	}
-	for _, scene := range s.scenes {
+	for _, id := range s.scenes {
 		config := s.config
-		config.Verifier, config.SceneID, config.Observe, config.Logger = breaker, scene, m.observe, logger
-		if g.scenes[scene], err = alicaptcha.New(config); err != nil {
+		config.Verifier, config.SceneID, config.Observe, config.Logger = breaker, id, m.observe, logger
+		if g.scenes[id], err = newScene(config); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -343,8 +382,8 @@ func newGate(s gateSettings, verifier alicaptcha.Verifier, logger *slog.Logger) 
 // ServeHTTP answers with a 2xx status only if the request may pass, because that is
 // what proxies go by.
 func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	captcha := g.scenes[sceneIn(r)]
-	if captcha == nil {
+	scene := g.scenes[sceneIn(r)]
+	if scene == nil {
 		isDue := false
 		g.strays.Do(func() { isDue = true })
 		if isDue { // the path may be from the client, and is not shown
@@ -353,10 +392,7 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "No scene has this URL.", http.StatusNotFound)
 		return
 	}
-	o := captcha.Check(r)
-	if r.Body != nil {
-		io.CopyN(io.Discard, r.Body, maxDiscarded)
-	}
+	o := scene.check(r)
 	if o.Allowed || o.Mode == alicaptcha.ReportOnly {
 		w.Header().Set("Captcha-Verified", strconv.FormatBool(o.Allowed && o.Verified))
 		w.Header().Set("Cache-Control", "no-store")

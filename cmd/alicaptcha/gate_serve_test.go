@@ -204,6 +204,58 @@ func TestGateSlowClients(t *testing.T) {
 	stop()
 }
 
+// A request beyond those that a scene holds ends at once, and none of it is read.
+func TestGateHoldsNoMore(t *testing.T) {
+	t.Parallel()
+	g, m := gateOf(t, verdictOf("T001"), "-scene", "login", "-max-concurrent", "2", "-outage-budget", "1000")
+	var bodies []*io.PipeWriter
+	reading := make(chan struct{})
+	var all sync.WaitGroup
+	for range 8 {
+		body, send := io.Pipe()
+		bodies = append(bodies, send)
+		all.Go(func() {
+			r := httptest.NewRequest("POST", "/gate/login", readerFunc(func(p []byte) (int, error) {
+				select {
+				case reading <- struct{}{}:
+				case <-t.Context().Done():
+				}
+				return body.Read(p)
+			}))
+			r.Header.Set("Content-Type", "application/json")
+			ask(g, r)
+		})
+	}
+	for range 8 {
+		<-reading
+	}
+	r := httptest.NewRequest("POST", "/gate/login", readerFunc(func([]byte) (int, error) {
+		t.Error("it was read")
+		return 0, io.EOF
+	}))
+	w := ask(g, r)
+	require.Equal(t, 503, w.Code)
+	require.Regexp(t, references, w.Header().Get("Captcha-Reference"))
+	require.Contains(t, w.Body.String(), "captcha_unavailable")
+	go func() {
+		for range reading { // what they still read
+		}
+	}()
+	for _, send := range bodies {
+		send.Close()
+	}
+	all.Wait()
+	close(reading)
+	require.Equal(t, 204, ask(g, aRequest()).Code)
+	var b strings.Builder
+	m.writeTo(&b)
+	require.Contains(t, b.String(), `{alicaptcha_code="overloaded",alicaptcha_decision="rejected",alicaptcha_scene="login"} 1`)
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
 // A proxy that hangs up during a verification gets no 204, and leaves nothing behind.
 func TestGateHangUps(t *testing.T) {
 	t.Parallel()
