@@ -5,10 +5,12 @@ package gatetest
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"io"
 	"log"
 	"log/slog"
+	"maps"
 	"mime/multipart"
 	"net/http"
 	"net/http/httptest"
@@ -33,6 +35,9 @@ type Service struct {
 	Asked    chan struct{}           // receives a value when a call begins
 	Outcomes chan alicaptcha.Outcome // receives the outcomes of the gates of Config
 	client   *alicaptcha.Client
+
+	mu     sync.Mutex
+	params []string // those of the calls
 }
 
 // Start starts the service. It stops when the test ends.
@@ -48,6 +53,9 @@ func Start(t *testing.T) *Service {
 
 // Verify asks the simulator.
 func (s *Service) Verify(ctx context.Context, req alicaptcha.Request) (alicaptcha.Result, error) {
+	s.mu.Lock()
+	s.params = append(s.params, req.Param)
+	s.mu.Unlock()
 	s.Asked <- struct{}{}
 	return s.client.Verify(ctx, req)
 }
@@ -179,6 +187,43 @@ func RequireRejected(t *testing.T, a Answer, status int, reason string) {
 	require.Equal(t, reason, problem.Reason)
 }
 
+// A Bridge is a handler that forwards requests to a server which is not one of
+// net/http. Its tests need what the context of a request has, so that server asks for
+// the context.
+type Bridge struct {
+	Address  string // of the server
+	contexts sync.Map
+}
+
+// BridgeHeader is the header with the name of the context of a request.
+const BridgeHeader = "Bridge"
+
+// Context returns the context of the request with that name.
+func (b *Bridge) Context(name string) context.Context {
+	if ctx, ok := b.contexts.Load(name); ok {
+		return ctx.(context.Context)
+	}
+	return context.Background()
+}
+
+func (b *Bridge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	name := rand.Text()
+	b.contexts.Store(name, r.Context())
+	defer b.contexts.Delete(name)
+	out := r.Clone(r.Context())
+	out.URL.Scheme, out.URL.Host = "http", b.Address
+	out.Header.Set(BridgeHeader, name)
+	answer, err := http.DefaultTransport.RoundTrip(out)
+	if err != nil {
+		w.WriteHeader(http.StatusBadGateway)
+		return
+	}
+	defer answer.Body.Close()
+	maps.Copy(w.Header(), answer.Header)
+	w.WriteHeader(answer.StatusCode)
+	io.Copy(w, answer.Body)
+}
+
 const typeJSON = "application/json"
 
 // Run runs the tests that every router must pass.
@@ -288,6 +333,53 @@ func Run(t *testing.T, app App) {
 		}
 		require.Equal(t, 1, f.login.Calls())
 		requirePassed(t, send(typeJSON, "{}", good, "junk"), "{}")
+	})
+
+	t.Run("answers as net/http does", func(t *testing.T) {
+		f := start(t)
+		mux := http.NewServeMux()
+		mux.Handle("POST /login", f.Gate(t).Handler(&f.login))
+		for _, accept := range []string{"", "text/html"} {
+			for _, param := range []string{"", "junk"} {
+				answer := func(h http.Handler) Answer {
+					server := httptest.NewServer(h)
+					defer server.Close()
+					r, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+"/login", strings.NewReader(JSON("", param)))
+					require.NoError(t, err)
+					r.Header = http.Header{"Accept": {accept}, "Accept-Language": {"zh-CN"}, "Content-Type": {typeJSON}}
+					a := Do(t, r)
+					a.Body = strings.ReplaceAll(a.Body, a.Header.Get("Captcha-Reference"), "REFERENCE")
+					for _, name := range []string{"Captcha-Reference", "Date", "Content-Length", "Server", "Traceparent"} {
+						a.Header.Del(name)
+					}
+					return a
+				}
+				require.Equal(t, answer(mux), answer(f.app))
+			}
+		}
+	})
+
+	// The service may be asked longer than a server keeps the memory of a request.
+	t.Run("takes copies of the param", func(t *testing.T) {
+		f := start(t)
+		server := httptest.NewServer(f.app)
+		defer server.Close()
+		var sent []string
+		for i := range 30 {
+			param := strings.Repeat(string(rune('a'+i%26)), 100)
+			sent = append(sent, param)
+			body, header := JSON("alice", param), ""
+			if i%2 == 1 {
+				body, header = "{}", param
+			}
+			r, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+"/login", strings.NewReader(body))
+			require.NoError(t, err)
+			r.Header = http.Header{"Content-Type": {typeJSON}, "Captcha-Verify-Param": {header}}
+			RequireRejected(t, Do(t, r), 400, "captcha_invalid")
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		require.Equal(t, sent, f.params)
 	})
 
 	t.Run("lets one of many through", func(t *testing.T) {
