@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"strconv"
@@ -354,9 +355,7 @@ func TestNoWayRound(t *testing.T) {
 		defer answer.Body.Close()
 		_, err = io.ReadAll(answer.Body)
 		require.NoError(t, err)
-		for name, values := range answer.Trailer {
-			answer.Header[name] = values
-		}
+		maps.Copy(answer.Header, answer.Trailer)
 		return answer.Header
 	}
 	for _, path := range []string{
