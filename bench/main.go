@@ -82,7 +82,7 @@ func run(dir string, short bool) error {
 	start := time.Now()
 	b.print("# Performance\n\nWhat a login costs and what it waits for, beside what people use in place of this module. "+
 		"This is the output of\n\n```sh\ncd bench && go run .\n```\n\n%s\n", machine(start))
-	for _, part := range []func() error{b.requestCost, b.callCost, b.waits, b.underLoad, b.outage, b.growth} {
+	for _, part := range []func() error{b.requestCost, b.callCost, b.waits, b.hashing, b.underLoad, b.outage, b.growth} {
 		if err := part(); err != nil {
 			return err
 		}

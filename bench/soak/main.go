@@ -5,7 +5,7 @@
 //
 // Service, site, load and attackers run in one process and communicate over loopback. The
 // program takes about two minutes. Before each login its page is viewed, which warms the
-// Client. Its exit status is 1 if one of these conditions
+// Client, and half of the logins Begin their verification. Its exit status is 1 if one of these conditions
 // does not hold:
 //
 //   - In the outage, every request is accounted for, no more requests are let through
@@ -245,7 +245,7 @@ func (s *soakRun) drive(perSecond int, each, patience time.Duration) error {
 	if err != nil {
 		return err
 	}
-	gated := gate.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { s.inside.Add(1) }))
+	gated := halfBegun(gate, http.HandlerFunc(func(http.ResponseWriter, *http.Request) { s.inside.Add(1) }))
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
 		s.entered.Add(1)

@@ -62,7 +62,7 @@ func flips(perSecond int, each time.Duration) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	gated := gate.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+	gated := halfBegun(gate, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	site := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		gated.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), answerKey{}, w.Header())))
 	}))

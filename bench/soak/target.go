@@ -120,7 +120,7 @@ func newTarget(a attack) (*target, error) {
 	}
 	if a.routes == nil {
 		a.routes = func(t *target, gate *alicaptcha.Middleware, handle handleFunc) error {
-			handle("/login", gate.Handler(t))
+			handle("/login", halfBegun(gate, t))
 			return nil
 		}
 	}
@@ -139,6 +139,27 @@ func newTarget(a attack) (*target, error) {
 	t.wires = [2]*wire{{address: address}, {address: address, http2: true}}
 	server := &http.Server{Handler: mux, ReadTimeout: 20 * time.Second, WriteTimeout: 30 * time.Second}
 	return t, t.serve(t.site, server)
+}
+
+// halfBegun returns gate around next for one half of the requests. For the other half the
+// handler begins the verification, does some work, and requires it.
+func halfBegun(gate *alicaptcha.Middleware, next http.Handler) http.Handler {
+	var n atomic.Int64
+	first := gate.Handler(next)
+	begun := gate.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		alicaptcha.Begin(r.Context())
+		time.Sleep(time.Millisecond) // as a short hash takes
+		if alicaptcha.Require(w, r) {
+			next.ServeHTTP(w, r)
+		}
+	}))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if n.Add(1)/4%2 == 0 { // requests differ by their number modulo 4
+			first.ServeHTTP(w, r)
+		} else {
+			begun.ServeHTTP(w, r)
+		}
+	})
 }
 
 // A handleFunc adds a route behind a gate.
