@@ -73,7 +73,7 @@ func (h *Handler) UnmarshalCaddyfile(d *caddyfile.Dispenser) error {
 	if !d.AllArgs(&h.Scene) {
 		return d.Err("expected the ID of the scene, after the matcher if there is one")
 	}
-	start := *d // for faults of the whole
+	start := *d // has the line of the directive
 	seen := make(map[string]bool)
 	for d.NextBlock(0) {
 		option := d.Val()

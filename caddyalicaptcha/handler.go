@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/caddyserver/caddy/v2"
@@ -153,6 +154,9 @@ func (h *Handler) Provision(ctx caddy.Context) error {
 	}
 	if h.Scene == "" {
 		return errors.New("scene is required")
+	}
+	if h.Scene != strings.TrimSpace(h.Scene) {
+		return errors.New("scene is surrounded by white space")
 	}
 	mode, ok := modes[h.Mode]
 	if !ok {

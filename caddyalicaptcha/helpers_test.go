@@ -2,7 +2,6 @@ package caddyalicaptcha_test
 
 import (
 	"bytes"
-	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -13,8 +12,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,6 +51,7 @@ const testGuard = 20 * time.Second
 // A site is a Caddy in this process. There can be only one at a time.
 type site struct {
 	addr string
+	fd   int    // of the listener, which stays open to the end of the process: Caddy keeps it
 	log  string // the file of Caddy's log
 }
 
@@ -78,9 +80,15 @@ func start(t *testing.T, service *alicaptchatest.Server, directives string) *sit
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
-	addr := listener.Addr().String()
+	// Caddy gets the socket itself. With an address, each reload opens another socket
+	// (SO_REUSEPORT) and closes the old one with the connections that wait in it.
+	file, err := listener.(*net.TCPListener).File()
+	require.NoError(t, err)
+	fd, err := syscall.Dup(int(file.Fd()))
+	require.NoError(t, err)
+	require.NoError(t, file.Close())
 	require.NoError(t, listener.Close())
-	s := &site{addr: addr, log: filepath.Join(t.TempDir(), "caddy.log")}
+	s := &site{addr: listener.Addr().String(), fd: fd, log: filepath.Join(t.TempDir(), "caddy.log")}
 	require.NoError(t, caddy.Load(s.config(t, service, directives), true))
 	t.Cleanup(func() { require.NoError(t, caddy.Stop()) })
 	return s
@@ -88,7 +96,7 @@ func start(t *testing.T, service *alicaptchatest.Server, directives string) *sit
 
 func (s *site) config(t *testing.T, service *alicaptchatest.Server, directives string) []byte {
 	t.Helper()
-	text := fmt.Sprintf(options, s.log, filepath.Dir(s.log)) + "http://" + s.addr + " {\n" + directives + "\n}\n"
+	text := fmt.Sprintf(options, s.log, filepath.Dir(s.log)) + "http://" + s.addr + " {\nbind fd/" + strconv.Itoa(s.fd) + "\n" + directives + "\n}\n"
 	if service != nil {
 		text = strings.ReplaceAll(text, "SERVICE", "endpoint "+service.URL+"\n\t\taccess_key test-id test-secret")
 	}
@@ -242,6 +250,11 @@ func (s *site) send(t *testing.T, client *http.Client, path string, header http.
 	for name, values := range header {
 		r.Header[name] = values
 	}
+	return s.do(t, client, r)
+}
+
+func (s *site) do(t *testing.T, client *http.Client, r *http.Request) (int, string) {
+	t.Helper()
 	resp, err := client.Do(r)
 	require.NoError(t, err)
 	defer resp.Body.Close()
@@ -270,5 +283,3 @@ func mustJSON(v any) string {
 	}
 	return string(text)
 }
-
-var _ = context.Background

@@ -5,6 +5,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+
+	"github.com/alicaptcha/alicaptcha"
+	"github.com/alicaptcha/alicaptcha/alicaptchatest"
+	"github.com/alicaptcha/alicaptcha/otelalicaptcha"
 )
 
 // Caddy drops some of these by itself, but not if it was told to expect them.
@@ -19,4 +25,23 @@ func TestRemoveOutcome(t *testing.T) {
 	}
 	removeOutcome(h)
 	require.Equal(t, rest, h)
+}
+
+// A call is a span where the request has one, as under Caddy's tracing.
+func TestSpans(t *testing.T) {
+	telemetry, err := otelalicaptcha.New(otelalicaptcha.Config{TracerProvider: requestTracer{}})
+	require.NoError(t, err)
+	verifier := telemetry.Verifier(alicaptchatest.Passing())
+	recorder := tracetest.NewSpanRecorder()
+	provider := sdktrace.NewTracerProvider(sdktrace.WithSpanProcessor(recorder))
+
+	_, err = verifier.Verify(t.Context(), alicaptcha.Request{Param: "x", SceneID: "login"})
+	require.NoError(t, err)
+	require.Empty(t, recorder.Started())
+
+	ctx, parent := provider.Tracer("caddy").Start(t.Context(), "handler")
+	_, err = verifier.Verify(ctx, alicaptcha.Request{Param: "x", SceneID: "login"})
+	require.NoError(t, err)
+	require.Len(t, recorder.Ended(), 1)
+	require.Equal(t, parent.SpanContext().SpanID(), recorder.Ended()[0].Parent().SpanID())
 }

@@ -41,11 +41,13 @@ func (h *Handler) observed(ctx caddy.Context, s *service) (alicaptcha.Verifier, 
 	if err := m.breaker(s); err != nil {
 		return nil, nil, err
 	}
-	t, err := otelalicaptcha.New(otelalicaptcha.Config{
-		MeterProvider: m.provider, TracerProvider: requestTracer{}, Scenes: []string{h.Scene},
-	})
+	cfg := otelalicaptcha.Config{MeterProvider: m.provider, TracerProvider: requestTracer{}}
+	if h.Scene != "other" { // which stands for the scenes without series of their own
+		cfg.Scenes = []string{h.Scene}
+	}
+	t, err := otelalicaptcha.New(cfg)
 	if err != nil {
-		return nil, nil, fmt.Errorf("scene: %w", err)
+		return nil, nil, err
 	}
 	return s.verifier(t.Verifier(s.client)), t.Observe, nil
 }
