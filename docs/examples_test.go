@@ -1,6 +1,7 @@
 package docs
 
 import (
+	"context"
 	"encoding/json"
 	"html/template"
 	"log"
@@ -17,6 +18,7 @@ import (
 	"github.com/go-chi/chi/v5"
 	"github.com/gorilla/mux"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/crypto/bcrypt"
 	"golang.org/x/time/rate"
 
 	"github.com/alicaptcha/alicaptcha"
@@ -308,4 +310,42 @@ func TestExampleCredential(t *testing.T) {
 
 	require.NoError(t, err)
 	require.Equal(t, "https://captcha.cn-shanghai.aliyuncs.com/", client.Endpoint())
+}
+
+func TestExampleWarm(t *testing.T) {
+	t.Chdir(t.TempDir())
+	require.NoError(t, os.WriteFile("login.html", []byte("the page"), 0o600))
+	server := alicaptchatest.Start(t, alicaptchatest.Config{})
+	client, mux := server.Client(), http.NewServeMux()
+
+	mux.HandleFunc("GET /login", func(w http.ResponseWriter, r *http.Request) {
+		go client.Warm(context.WithoutCancel(r.Context())) // returns when the connection is open
+		http.ServeFile(w, r, "login.html")
+	})
+
+	w := httptest.NewRecorder()
+	mux.ServeHTTP(w, httptest.NewRequest("GET", "/login", nil))
+	require.Equal(t, "the page", w.Body.String())
+	require.Empty(t, server.Calls(), "nothing is verified")
+}
+
+func TestExampleBegin(t *testing.T) {
+	password := "correct-horse"
+	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
+	require.NoError(t, err)
+	for verifier, status := range map[alicaptcha.Verifier]int{
+		alicaptchatest.Passing(): 204, alicaptchatest.Rejecting(alicaptcha.F001): 403,
+	} {
+		captcha := newGate(t, alicaptcha.Config{Verifier: verifier})
+		w := post(captcha.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			alicaptcha.Begin(r.Context())
+			err := bcrypt.CompareHashAndPassword(hash, []byte(password))
+			if !alicaptcha.Require(w, r) {
+				return // the rejection has been written
+			}
+			require.NoError(t, err)
+			handleLogin(w, r)
+		})), "captchaVerifyParam", "x")
+		require.Equal(t, status, w.Code)
+	}
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/json"
@@ -86,7 +87,10 @@ func newSite(s settings, logger *slog.Logger) (http.Handler, error) {
 	r.Use(secure, middleware.GetHead)
 	r.Get("/", func(w http.ResponseWriter, r *http.Request) { s.page(r).show(w, http.StatusOK, "index") })
 	for _, path := range []string{"/login", "/signup", "/adaptive"} {
-		r.Get(path, func(w http.ResponseWriter, r *http.Request) { s.page(r).show(w, http.StatusOK, "form") })
+		r.Get(path, func(w http.ResponseWriter, r *http.Request) {
+			go client.Warm(context.WithoutCancel(r.Context())) // the form will need a connection
+			s.page(r).show(w, http.StatusOK, "form")
+		})
 	}
 	for _, name := range []string{"style.css", "page.js"} {
 		r.Get("/"+name, func(w http.ResponseWriter, r *http.Request) {
