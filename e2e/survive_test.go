@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"html/template"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -11,6 +14,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/alicaptcha/alicaptcha"
 	"github.com/alicaptcha/alicaptcha/alicaptchatest"
@@ -58,6 +62,7 @@ type stage struct {
 	name     string        // of the page
 	language string
 	posts    atomic.Int32 // logins that were sent
+	opens    atomic.Bool  // the server's Policy lets F023 through
 }
 
 // looks are those of the example, which the documents leave out.
@@ -70,11 +75,11 @@ var looks = func() string {
 		"body { max-width: 26rem; } #message:not(:empty) { padding: .625rem .75rem; background: var(--soft); border-left: 4px solid var(--accent); }"
 }()
 
-// stages serves page on a stage of its own.
-func stages(t *testing.T, w window, page string) *stage {
+// stages serves page on a stage of its own. query goes to the URL of the script.
+func stages(t *testing.T, w window, page, query string, cfg alicaptchatest.Config) *stage {
 	t.Helper()
 	s := &stage{person: newWindow(t, w)}
-	simulator := alicaptchatest.Start(t, alicaptchatest.Config{})
+	simulator := alicaptchatest.Start(t, cfg)
 	vendor := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		isScript := r.URL.Path == "/AliyunCaptcha.js"
 		if isScript && s.held != nil {
@@ -91,11 +96,18 @@ func stages(t *testing.T, w window, page string) *stage {
 		simulator.ServeHTTP(w, r)
 	}))
 	t.Cleanup(vendor.Close)
-	captcha, err := alicaptcha.New(alicaptcha.Config{Verifier: simulator.Client(), SceneID: "login"})
+	captcha, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: simulator.Client(), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+	})
+	require.NoError(t, err)
+	open, err := alicaptcha.New(alicaptcha.Config{
+		Verifier: simulator.Client(), SceneID: "login", Logger: slog.New(slog.DiscardHandler),
+		Policy: alicaptcha.Policy{alicaptcha.F023: alicaptcha.Allow()},
+	})
 	require.NoError(t, err)
 
 	page = strings.NewReplacer("your-prefix", "simulator", "your-scene", "login", "1a2b3c4d", "login",
-		"https://o.alicdn.com/captcha-frontend/aliyunCaptcha/", vendor.URL+"/").Replace(page)
+		"https://o.alicdn.com/captcha-frontend/aliyunCaptcha/AliyunCaptcha.js", vendor.URL+"/AliyunCaptcha.js"+query).Replace(page)
 	if !strings.Contains(page, "<title>") {
 		page = `<!doctype html><html lang="en"><meta name="viewport" content="width=device-width"><title>Log in</title>` + page
 	}
@@ -113,7 +125,7 @@ func stages(t *testing.T, w window, page string) *stage {
 		}
 		fmt.Fprint(w, page)
 	})
-	login := captcha.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	login := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		in := struct{ Username, Password string }{r.PostFormValue("username"), r.PostFormValue("password")}
 		if r.Header.Get("Content-Type") == "application/json" {
 			json.NewDecoder(r.Body).Decode(&in)
@@ -124,10 +136,14 @@ func stages(t *testing.T, w window, page string) *stage {
 			return
 		}
 		fmt.Fprint(w, "You are in")
-	}))
+	})
 	mux.HandleFunc("POST /login", func(w http.ResponseWriter, r *http.Request) {
 		s.posts.Add(1)
-		login.ServeHTTP(w, r)
+		gate := captcha
+		if s.opens.Load() {
+			gate = open
+		}
+		gate.Handler(login).ServeHTTP(w, r)
 	})
 	site := httptest.NewServer(mux)
 	t.Cleanup(site.Close)
@@ -153,11 +169,17 @@ func (s *stage) enters(password string) {
 // titles are those of the challenge.
 var titles = map[string]string{"en": "Please complete the verification", "zh-CN": "请完成安全验证"}
 
-// passes solves the challenge that is shown, in the page's language. A traceless one is
-// not shown.
+// passes solves the challenge that is shown, in the page's language.
 func (s *stage) passes() {
 	s.t.Helper()
-	if s.name == "traceless" {
+	switch s.name {
+	case "traceless": // nothing is shown
+		return
+	case "embedded":
+		s.slider()
+		require.Equal(s.t, map[string]string{"en": "Slide to the end", "zh-CN": "滑动到最右侧"}[s.language],
+			eval[string](s.person, widget+`.querySelector("label").textContent`))
+		s.drags(1)
 		return
 	}
 	s.until(opened)
@@ -174,7 +196,8 @@ func each(t *testing.T, names string, test func(t *testing.T, s *stage)) {
 		for language := range titles {
 			t.Run(name+" "+language, func(t *testing.T) {
 				t.Parallel()
-				s := stages(t, window{width: 360, language: language}, all[name])
+				query := map[string]string{"traceless": "?traceless"}[name]
+				s := stages(t, window{width: 360, language: language}, all[name], query, alicaptchatest.Config{})
 				s.name, s.language = name, language
 				test(t, s)
 			})
@@ -183,6 +206,7 @@ func each(t *testing.T, names string, test func(t *testing.T, s *stage)) {
 }
 
 const (
+	everyPage    = "form fetch json traceless embedded v2"
 	stillLoading = "The captcha is still loading. Please wait."
 	notLoaded    = "The captcha could not be loaded. Please check your connection and reload the page."
 )
@@ -191,7 +215,7 @@ const (
 // and the challenge starts by itself.
 func TestSlowScript(t *testing.T) {
 	t.Parallel()
-	each(t, "form fetch json v2", func(t *testing.T, s *stage) {
+	each(t, everyPage, func(t *testing.T, s *stage) {
 		s.held = make(chan struct{})
 		release := sync.OnceFunc(func() { close(s.held) })
 		t.Cleanup(release)
@@ -203,6 +227,10 @@ func TestSlowScript(t *testing.T) {
 		s.looks("slow-script-" + s.name)
 		require.Zero(t, s.posts.Load())
 		release()
+		if s.name != "traceless" {
+			s.slider()
+			s.looks("challenge-" + s.name)
+		}
 		s.passes()
 		s.sees("You are in")
 		require.EqualValues(t, 1, s.posts.Load())
@@ -213,7 +241,7 @@ func TestSlowScript(t *testing.T) {
 // there and no challenge can start.
 func TestClickBeforeReady(t *testing.T) {
 	t.Parallel()
-	each(t, "form fetch json v2", func(t *testing.T, s *stage) {
+	each(t, everyPage, func(t *testing.T, s *stage) {
 		s.before(`let real; Object.defineProperty(window, "initAliyunCaptcha", {set: (f) => { real = f; },
 			get: () => (options) => { window.bind = () => real(options); }});`)
 		s.goes()
@@ -235,7 +263,7 @@ func TestBlockedScript(t *testing.T) {
 	for _, stub := range []bool{false, true} {
 		t.Run(fmt.Sprint("stub=", stub), func(t *testing.T) {
 			t.Parallel()
-			each(t, "form fetch json traceless embedded v2", func(t *testing.T, s *stage) {
+			each(t, everyPage, func(t *testing.T, s *stage) {
 				s.allow("initAliyunCaptcha is not defined")
 				s.allow("error") // the event
 				if s.stub = stub; !stub {
@@ -271,7 +299,7 @@ var rejections = map[string]map[string]string{
 // another param. Nothing but what the vendor documents is called.
 func TestSolvedAgain(t *testing.T) {
 	t.Parallel()
-	each(t, "form fetch json v2", func(t *testing.T, s *stage) {
+	each(t, everyPage, func(t *testing.T, s *stage) {
 		s.before(documentedOnly)
 		s.goes()
 		for fault, text := range rejections {
@@ -310,4 +338,118 @@ func (s *stage) back() {
 	if s.name == "form" {
 		s.goes()
 	}
+}
+
+// A param of V3 is good for 90 s. The embedded challenge asks for another one if it was
+// solved too long before the form was sent.
+func TestEmbeddedTooEarly(t *testing.T) {
+	t.Parallel()
+	s := stages(t, window{width: 360}, documented(t)["embedded"], "", alicaptchatest.Config{})
+	s.goes()
+	s.until("begin")
+	s.drags(1)
+	s.until("param")
+	eval[bool](s.person, `(solvedAt -= 90_000, true)`)
+	s.enters("correct-horse")
+	s.sees("Please complete the captcha.")
+	s.looks("embedded-too-early")
+	require.Zero(t, s.posts.Load())
+	s.drags(1)
+	s.sees("You are in")
+	require.EqualValues(t, 1, s.posts.Load())
+}
+
+// A risky visitor of a traceless scene has a challenge after all, and may close it.
+func TestTracelessRisk(t *testing.T) {
+	t.Parallel()
+	s := stages(t, window{width: 360}, documented(t)["traceless"], "?traceless&fail=F001,F001", alicaptchatest.Config{})
+	s.goes()
+	s.enters("correct-horse")
+	s.until(opened)
+	s.looks("traceless-risk")
+	s.presses(kb.Escape)
+	s.sees("Please complete the captcha to log in.")
+	s.enters("correct-horse")
+	s.until(opened)
+	s.drags(1)
+	s.sees("You are in")
+}
+
+// A person who closes the challenge is told, and can go on.
+func TestClosed(t *testing.T) {
+	t.Parallel()
+	each(t, "form fetch json v2", func(t *testing.T, s *stage) {
+		s.goes()
+		s.enters("correct-horse")
+		s.until(opened)
+		s.presses(kb.Escape)
+		s.sees("Please complete the captcha to log in.")
+		require.Zero(t, s.posts.Load())
+		s.enters("correct-horse")
+		s.passes()
+		s.sees("You are in")
+	})
+}
+
+// A drill: the Content-Security-Policy forgets the service's hosts. The widget hands over
+// a param for disaster recovery, which the server rejects, and the person is told what
+// helps: to load the page again. That is so once the policy is mended.
+func TestFailover(t *testing.T) {
+	t.Parallel()
+	each(t, everyPage, func(t *testing.T, s *stage) {
+		s.allow("INIT_FAIL")
+		s.allow("Content Security Policy")
+		s.allow("error: ") // what the page logs
+		s.policy = "connect-src 'self'"
+		s.goes()
+		s.sees(notLoaded)
+		for range 2 {
+			s.enters("correct-horse")
+			s.until(`document.getElementById("message").textContent === "` + notLoaded + `"`)
+		}
+		s.looks("failover-" + s.name)
+		require.Equal(t, s.site+"/page", eval[string](s.person, "location.href"))
+		require.True(t, eval[bool](s.person, "!"+opened))
+		s.policy = ""
+		s.goes()
+		s.enters("correct-horse")
+		s.passes()
+		s.sees("You are in")
+	})
+}
+
+// Where the server's Policy lets disaster recovery through, the page does.
+func TestFailoverLetThrough(t *testing.T) {
+	t.Parallel()
+	s := stages(t, window{width: 360}, documented(t)["v2"], "?down", alicaptchatest.Config{})
+	s.allow("INIT_FAIL")
+	s.allow("error: ")
+	s.opens.Store(true)
+	s.goes()
+	s.sees(notLoaded)
+	s.enters("correct-horse")
+	s.sees("You are in")
+}
+
+// The line for encrypted mode, in a template, satisfies the service.
+func TestEncryptedMode(t *testing.T) {
+	t.Parallel()
+	key := base64.StdEncoding.EncodeToString([]byte("0123456789abcdef0123456789abcdef"))
+	sceneKey, err := alicaptcha.NewSceneKey(key)
+	require.NoError(t, err)
+	encrypted, err := sceneKey.Encrypt("login", time.Minute)
+	require.NoError(t, err)
+	const scene = `    SceneId: "your-scene",` + "\n"
+	page := strings.Replace(documented(t)["json"], scene, pieces(t, "docs/page.md", "html")[1], 1)
+	require.Contains(t, page, "EncryptedSceneId: ")
+	parsed, err := template.New("page").Parse(page)
+	require.NoError(t, err)
+	var shown strings.Builder
+	require.NoError(t, parsed.Execute(&shown, map[string]string{"EncryptedSceneID": encrypted}))
+	s := stages(t, window{}, shown.String(), "", alicaptchatest.Config{EKey: key})
+	s.goes()
+	s.enters("correct-horse")
+	s.until(opened)
+	s.drags(1)
+	s.sees("You are in")
 }

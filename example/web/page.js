@@ -115,9 +115,11 @@ async function send(param) {
 // rejected shows the server's text for a rejection. It starts a new challenge if that
 // can help: not if the client has to wait, or if the same browser would be refused
 // again. It does so only once, because a widget that solves itself would loop forever.
+// The form is not kept from somebody who has to wait for longer than the page may last.
 function rejected({detail, reason, retry}, seconds) {
   say(detail);
   if (reason === "captcha_missing") required = true;
+  if (seconds > 60) return;
   if (seconds > 0) {
     setBusy(true);
     setTimeout(() => { setBusy(false); say(words.now, false); }, seconds * 1000);
