@@ -139,9 +139,9 @@ func (s *site) write(t *testing.T, name, text string) {
 // nginx starts an nginx with config in its context http.
 func (s *site) nginx(t *testing.T, name, config string) *exec.Cmd {
 	t.Helper()
-	paths := ""
+	var paths strings.Builder
 	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
-		paths += kind + "_temp_path " + filepath.Join(s.dir, name+"-"+kind) + ";\n"
+		paths.WriteString(kind + "_temp_path " + filepath.Join(s.dir, name+"-"+kind) + ";\n")
 	}
 	s.write(t, name+".conf", `
 		load_module `+module+`;
@@ -152,7 +152,7 @@ func (s *site) nginx(t *testing.T, name, config string) *exec.Cmd {
 		worker_processes 1;
 		events { worker_connections 4096; }
 		http {
-			`+paths+config+`
+			`+paths.String()+config+`
 		}`)
 	cmd := exec.Command("nginx", "-p", s.dir, "-c", filepath.Join(s.dir, name+".conf"))
 	begin(t, cmd, true, regexp.MustCompile(`(start worker process)`))
@@ -451,7 +451,7 @@ func TestFailsClosed(t *testing.T) {
 	})
 }
 
-// Of thousands of hostile requests over HTTP/1.1 and HTTP/2 none reaches the app's
+// Of ten thousand hostile requests over HTTP/1.1 and HTTP/2 none reaches the app's
 // login, and none makes the app believe that it was verified.
 func TestAttacks(t *testing.T) {
 	t.Parallel()
@@ -481,6 +481,10 @@ func TestAttacks(t *testing.T) {
 		},
 		func() (string, string, string) {
 			return "/login", form, "captchaVerifyParam=" + strings.Repeat("x", 33<<10)
+		},
+		func() (string, string, string) {
+			fresh.Add(1)
+			return "/login", "application/json", `{"a":"` + strings.Repeat("x", 150<<10) + `","captchaVerifyParam":"` + s.param(t, scene) + `"}`
 		},
 		func() (string, string, string) {
 			fresh.Add(1)
@@ -531,12 +535,42 @@ func TestAttacks(t *testing.T) {
 			}
 		})
 	}
-	for i := range 4000 {
+	for i := range 10_000 {
+		if i == 9_000 { // the account is throttled
+			require.NoError(t, s.SetFaults(alicaptchatest.Faults{ThrottleRate: 50}))
+		}
 		work <- i
 	}
 	close(work)
 	all.Wait()
+	require.NoError(t, s.SetFaults(alicaptchatest.Faults{}))
 	require.NotZero(t, fresh.Load())
+
+	// Two at once with one param: one of them logs in.
+	const pairs = 100
+	for range pairs {
+		body := bodies(t, s.param(t, scene), 0)[form]
+		for _, client := range []*http.Client{s.http1, s.http2} {
+			all.Go(func() {
+				resp, err := client.Post("http://example.com/login", form, strings.NewReader(body))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				resp.Body.Close()
+			})
+		}
+	}
+	// And clients that hang up within their body.
+	for range 200 {
+		conn, err := net.Dial("unix", filepath.Join(s.dir, "1.sock"))
+		require.NoError(t, err)
+		body := bodies(t, s.param(t, scene), 0)[form]
+		fmt.Fprintf(conn, "POST /login HTTP/1.1\r\nHost: example.com\r\nContent-Type: %s\r\nContent-Length: %d\r\n\r\n%s",
+			form, len(body), body[:len(body)-1-rand.N(20)])
+		conn.Close()
+	}
+	all.Wait()
 	logins := 0
 	for _, line := range s.seen(t) {
 		if strings.HasSuffix(line, " verified=true") {
@@ -546,5 +580,5 @@ func TestAttacks(t *testing.T) {
 		// The app got it as one that nobody has verified.
 		require.Regexp(t, `^[A-Z]+ (/@captcha_passed|/%40captcha_passed|/x|/LOGIN) verified=-$`, line)
 	}
-	require.Equal(t, 1, logins)
+	require.Equal(t, 1+pairs, logins)
 }
