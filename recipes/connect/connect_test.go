@@ -272,3 +272,25 @@ func TestClientHangsUp(t *testing.T) {
 		require.Empty(t, u.logins)
 	}
 }
+
+// The deadline of an RPC is the client's, so that its end counts as a hang-up even if it
+// leaves a call enough time. This client waits for the answer.
+func TestClientsDeadline(t *testing.T) {
+	service := gatetest.Start(t)
+	cfg := service.Config()
+	cfg.Timeout = 1500 * time.Millisecond
+	captcha, err := alicaptcha.New(cfg)
+	require.NoError(t, err)
+	require.NoError(t, service.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))
+	var u users
+	server := httptest.NewServer(captcha.Deferred(u.handler()))
+	defer server.Close()
+	r, err := http.NewRequestWithContext(t.Context(), "POST", server.URL+signup, strings.NewReader(`"bob"`))
+	require.NoError(t, err)
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("Connect-Timeout-Ms", "1200")
+	r.Header.Set("Captcha-Verify-Param", service.Param(t))
+	require.NotEqual(t, http.StatusOK, gatetest.Do(t, r).Status)
+	require.Equal(t, alicaptcha.ClientCanceled, (<-service.Outcomes).Code)
+	require.Empty(t, u.signups)
+}
