@@ -86,11 +86,13 @@ func TestWarmFailures(t *testing.T) {
 		transport transportFunc
 		code      alicaptcha.Code
 	}{
-		"no answer":        {answering(nil, errors.New(secretMessage)), alicaptcha.ServiceUnavailable},
-		"nothing at all":   {answering(nil, nil), alicaptcha.ServiceUnavailable},
-		"no body":          {answering(&http.Response{StatusCode: 200}, nil), alicaptcha.ServiceUnavailable},
-		"an endless body":  {answering(&http.Response{StatusCode: 400, Body: long}, nil), alicaptcha.ServiceUnavailable},
-		"another protocol": {answering(&http.Response{StatusCode: 101, Body: http.NoBody}, nil), alicaptcha.ServiceUnavailable},
+		"no answer":       {answering(nil, errors.New(secretMessage)), alicaptcha.ServiceUnavailable},
+		"nothing at all":  {answering(nil, nil), alicaptcha.ServiceUnavailable},
+		"no body":         {answering(&http.Response{StatusCode: 200}, nil), alicaptcha.ServiceUnavailable},
+		"an endless body": {answering(&http.Response{StatusCode: 400, Body: long}, nil), alicaptcha.ServiceUnavailable},
+		"another protocol": {
+			answering(&http.Response{StatusCode: 101, Body: http.NoBody}, nil), alicaptcha.ServiceUnavailable,
+		},
 		"not kept": {
 			answering(&http.Response{StatusCode: 400, Body: http.NoBody, Close: true}, nil), alicaptcha.ServiceUnavailable,
 		},
