@@ -164,6 +164,8 @@ func (s *gateSettings) complete(mode string, budget int) error {
 		return errors.New("-timeout must be at least 100ms")
 	case min(s.config.MaxBodyBytes, s.config.MaxParamBytes, s.config.MaxConcurrent) <= 0:
 		return errors.New("-max-body, -max-param and -max-concurrent must be greater than zero")
+	case s.config.MaxConcurrent > 1<<20:
+		return errors.New("-max-concurrent must be at most 1048576")
 	case budget < 0:
 		return errors.New("-outage-budget is negative")
 	}
@@ -172,7 +174,7 @@ func (s *gateSettings) complete(mode string, budget int) error {
 	}
 	s.config.Mode = modes[known]
 	if budget > 0 {
-		opened := alicaptcha.AllowAtMost(rate.NewLimiter(rate.Every(time.Minute/time.Duration(budget)), budget))
+		opened := alicaptcha.AllowAtMost(rate.NewLimiter(rate.Limit(budget)/60, budget))
 		s.config.Policy = alicaptcha.Policy{alicaptcha.ServiceTimeout: opened, alicaptcha.ServiceUnavailable: opened}
 	}
 

@@ -147,6 +147,7 @@ func TestUsageErrors(t *testing.T) {
 		"gate's body":                 {args: []string{"gate", "-region", "cn", "-scene", "a", "-max-body", "0"}, want: "-max-body"},
 		"gate's param":                {args: []string{"gate", "-region", "cn", "-scene", "a", "-max-param", "-1"}, want: "-max-param"},
 		"gate's places":               {args: []string{"gate", "-region", "cn", "-scene", "a", "-max-concurrent", "0"}, want: "-max-concurrent"},
+		"gate's places, too many":     {args: []string{"gate", "-region", "cn", "-scene", "a", "-max-concurrent", "9223372036854775807"}, want: "at most 1048576"},
 		"gate's budget":               {args: []string{"gate", "-region", "cn", "-scene", "a", "-outage-budget", "-1"}, want: "-outage-budget"},
 		"gate's status, a success":    {args: []string{"gate", "-region", "cn", "-scene", "a", "-unavailable-status", "204"}, want: "400 to 499"},
 		"gate's status, unchanged":    {args: []string{"gate", "-region", "cn", "-scene", "a", "-unavailable-status", "503"}, want: "400 to 499"},
