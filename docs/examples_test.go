@@ -333,8 +333,8 @@ func TestExampleBegin(t *testing.T) {
 	password := "correct-horse"
 	hash, err := bcrypt.GenerateFromPassword([]byte(password), bcrypt.MinCost)
 	require.NoError(t, err)
-	for verifier, status := range map[alicaptcha.Verifier]int{
-		alicaptchatest.Passing(): 204, alicaptchatest.Rejecting(alicaptcha.F001): 403,
+	for status, verifier := range map[int]alicaptcha.Verifier{
+		204: alicaptchatest.Passing(), 403: alicaptchatest.Rejecting(alicaptcha.F001),
 	} {
 		captcha := newGate(t, alicaptcha.Config{Verifier: verifier})
 		w := post(captcha.Deferred(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

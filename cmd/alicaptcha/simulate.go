@@ -169,7 +169,7 @@ func simulate(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	protocols.SetHTTP1(true)
 	// No WriteTimeout: an answer may be an hour late.
 	server := &http.Server{
-		Handler: simulator, ReadHeaderTimeout: headerTime, IdleTimeout: time.Minute, Protocols: protocols,
+		Handler: simulator, ReadHeaderTimeout: headerTime, IdleTimeout: 25 * time.Second, Protocols: protocols,
 	}
 	scheme, serve := "http", server.Serve
 	if s.secure {
