@@ -237,13 +237,16 @@ func TestSlowScript(t *testing.T) {
 	})
 }
 
+// bindsLater keeps the widget from binding until the test calls bind.
+const bindsLater = `let real; Object.defineProperty(window, "initAliyunCaptcha", {set: (f) => { real = f; },
+	get: () => (options) => { window.bind = () => real(options); }});`
+
 // The widget binds asynchronously, so that there is a moment in which the script is
 // there and no challenge can start.
 func TestClickBeforeReady(t *testing.T) {
 	t.Parallel()
 	each(t, everyPage, func(t *testing.T, s *stage) {
-		s.before(`let real; Object.defineProperty(window, "initAliyunCaptcha", {set: (f) => { real = f; },
-			get: () => (options) => { window.bind = () => real(options); }});`)
+		s.before(bindsLater)
 		s.goes()
 		s.until("window.bind")
 		s.enters("correct-horse")

@@ -114,6 +114,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		servers = append(servers, newServer(simulator, logger, alicaptchatest.NewSimulator(alicaptchatest.Config{
 			AccessKeyID:     s.client.AccessKeyID,
 			AccessKeySecret: s.client.AccessKeySecret,
+			EKey:            s.ekey,
 			Scenes:          []string{s.LoginScene, s.SignupScene},
 		})))
 		banner += "Simulator:         " + baseURL(simulator) + "\n" +
