@@ -12,12 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// asks makes the stand-in behave in the page as if its URL had this query.
-func (p *person) asks(query string) {
-	p.t.Helper()
-	p.before(`Object.defineProperty(document, "currentScript", {get: () => ({src: "` + p.simulator + `/AliyunCaptcha.js` + query + `"})});`)
-}
-
 // withPolicy puts a proxy in front of the site that changes its Content-Security-Policy.
 func (p *person) withPolicy(change func(policy string) string) {
 	p.t.Helper()
@@ -65,8 +59,7 @@ func inBothLanguages(t *testing.T, test func(t *testing.T, p *person, language s
 func TestExampleSlowWidget(t *testing.T) {
 	t.Parallel()
 	inBothLanguages(t, func(t *testing.T, p *person, language string, texts map[string]string) {
-		p.before(`let real; Object.defineProperty(window, "initAliyunCaptcha", {set: (f) => { real = f; },
-			get: () => (options) => { window.bind = () => real(options); }});`)
+		p.before(bindsLater)
 		p.open("/login")
 		p.until("window.bind")
 		p.fills()
@@ -85,17 +78,24 @@ func TestExampleSlowWidget(t *testing.T) {
 	})
 }
 
-// A widget that never gets ready is given up after a while.
-func TestExampleWidgetNeverReady(t *testing.T) {
+// A widget that does not get ready is given up after a while, and welcome after that.
+func TestExampleWidgetTooLate(t *testing.T) {
 	t.Parallel()
 	inBothLanguages(t, func(_ *testing.T, p *person, _ string, texts map[string]string) {
-		p.asks("?never")
-		p.before(`const later = setTimeout; window.setTimeout = (f, ms) => later(f, ms / 10);`)
+		p.before(bindsLater + `const later = setTimeout; window.setTimeout = (f, ms) => ms === 20_000 ? void (window.over = f) : later(f, ms);`)
 		p.allow("the captcha takes too long")
 		p.open("/login")
 		p.fills()
+		p.until("window.bind")
 		p.submits()
+		p.sees(texts["loading"])
+		eval[bool](p, `(over(), true)`) // twenty seconds later
 		p.sees(texts["notLoaded"])
+		eval[bool](p, `(bind(), true)`)
+		p.until(`message.textContent === ""`)
+		p.submits()
+		p.drags(1)
+		p.sees(texts["welcome"])
 	})
 }
 

@@ -138,7 +138,7 @@ function rejected({detail, reason, retry}, seconds) {
 function renew() {
   const old = form.dataset.encryptedScene && Date.now() - loadedAt > 60_000;
   // Not reload, which would send the form of a signup again.
-  if (old) location.replace(location.pathname + "?renewed");
+  if (old) location.replace(form.action + "?renewed");
   return Boolean(old);
 }
 
@@ -161,7 +161,7 @@ function broken(error) {
 
 if (location.search === "?renewed") {
   say(words.renewed, false);
-  history.replaceState(null, "", location.pathname);
+  history.replaceState(null, "", form.action);
 }
 
 const script = document.getElementById("captcha-script");
@@ -180,6 +180,8 @@ script.addEventListener("load", () => {
       onClose: (reason) => { if (reason === "userDismiss") say(words.dismissed, false); },
       getInstance: (instance) => {
         captcha = instance;
+        if (failed && message.textContent === words.notLoaded) say(""); // it was only late
+        failed = false;
         proceed();
       },
       language: form.dataset.language,
