@@ -77,7 +77,6 @@ func TestAttacks(t *testing.T) {
 	}
 	php_fastcgi unix/%s
 	`, p.root, p.socket))
-	// A first connection of HTTP/2 is made here, because a hundred at once would be.
 	clients := []*http.Client{newClient(t, false), newClient(t, true)}
 	var total, honest, passed atomic.Int64
 	issued := func(scene string) string {

@@ -41,8 +41,7 @@ func TestMain(m *testing.M) {
 		os.Unsetenv(name)
 	}
 	slog.SetDefault(slog.New(slog.DiscardHandler))
-	code := m.Run()
-	os.Exit(code)
+	os.Exit(m.Run())
 }
 
 // testGuard is how long a test waits for what must happen.
@@ -67,7 +66,7 @@ const options = `{
 	log {
 		output file %q
 		format json
-		level DEBUG
+		level INFO
 	}
 	metrics
 	storage file_system %q
