@@ -30,16 +30,17 @@ func TestCode(t *testing.T) {
 	var compiled strings.Builder
 	files, err := filepath.Glob("../recipes/*/*.go")
 	require.NoError(t, err)
-	for _, file := range append(files, "examples_test.go", "../otelalicaptcha/example_test.go", "../redisalicaptcha/example_test.go") {
+	for _, file := range append(files, "examples_test.go", "apps_test.go", "../otelalicaptcha/example_test.go", "../redisalicaptcha/example_test.go") {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		compiled.WriteString(flat(string(text)))
 	}
 	tried := map[string][]string{
-		"README.md":                   {"mermaid", "sh", "html", "js", "json"}, // .ci/readme, e2e, TestReadmeRejection
-		"README.zh-CN.md":             {"mermaid", "sh", "html", "js", "json"}, // the same as README.md's, by TestReadmeChinese
-		"docs/page.md":                {"html", "js"},                          // e2e
-		"docs/testing.md":             {"sh"},                                  // .ci/readme
+		"README.md":                   {"mermaid", "sh", "html", "js", "json"},                 // .ci/readme, e2e, TestReadmeRejection
+		"README.zh-CN.md":             {"mermaid", "sh", "html", "js", "json"},                 // the same as README.md's, by TestReadmeChinese
+		"docs/page.md":                {"html", "js"},                                          // e2e
+		"docs/apps.md":                {"html", "js", "kotlin", "swift", "ts", "dart", "http"}, // e2e; the others need their platforms
+		"docs/testing.md":             {"sh"},                                                  // .ci/readme
 		"docs/doctor.md":              {"sh"},
 		"docs/proxies.md":             {"sh"},
 		"docs/telemetry.md":           {"sh"},
