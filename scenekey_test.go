@@ -231,7 +231,9 @@ func TestSceneKeyIVs(t *testing.T) {
 
 func FuzzSceneKey(f *testing.F) {
 	for _, sceneID := range []string{"1a2b3c4d", "", "a&b", "场景", "\xff", " ", "\x00", strings.Repeat("s", 1000)} {
-		for _, ttl := range []time.Duration{time.Second, time.Hour, 24 * time.Hour, 0, -1, 1500 * time.Millisecond, 1<<63 - 1} {
+		for _, ttl := range []time.Duration{
+			time.Second, time.Hour, 24 * time.Hour, 0, -1, 1500 * time.Millisecond, 1<<63 - 1,
+		} {
 			f.Add(sceneID, int64(ttl))
 		}
 	}
