@@ -47,10 +47,11 @@ func TestCode(t *testing.T) {
 		"docs/operations.md":          {"sh", "text", "promql", "yaml"}, // TestOperationsLog, TestOperationsRoute
 		"docs/performance.md":         {"sh"},                           // bench's own test
 		"recipes/README.md":           {"sh"},
-		"recipes/compose/README.md":   {"sh"}, // its own test
-		"redisalicaptcha/README.md":   {"sh"}, // go get
-		"testdata/scenekey/README.md": {"sh"}, // .ci/scenekey
-		".github/CONTRIBUTING.md":     {"sh"}, // .ci/run
+		"recipes/compose/README.md":   {"sh"},                     // its own test
+		"redisalicaptcha/README.md":   {"sh"},                     // go get
+		"caddyalicaptcha/README.md":   {"sh", "Caddyfile", "php"}, // its own tests, and xcaddy
+		"testdata/scenekey/README.md": {"sh"},                     // .ci/scenekey
+		".github/CONTRIBUTING.md":     {"sh"},                     // .ci/run
 	}
 
 	pieces := map[string]int{}
