@@ -113,7 +113,7 @@ func TestUsageErrors(t *testing.T) {
 		"simulate's faults, wrong":  {args: []string{"simulate", "-faults", `{"hang":"early"}`}, want: `"early"`},
 		"simulate's faults, more":   {args: []string{"simulate", "-faults", "{}{}"}, want: "-faults"},
 		"simulate with TLS alone":   {args: []string{"simulate", "-tls"}, want: "-tls requires -ca-file"},
-		"simulate's ekey":          {args: []string{"simulate", "-ekey", "c2hvcnQ="}, want: "-ekey: "},
+		"simulate's ekey":           {args: []string{"simulate", "-ekey", "c2hvcnQ="}, want: "-ekey: "},
 		"simulate's hosts, alone":   {args: []string{"simulate", "-hosts", "simulator"}, want: "require -tls"},
 		"simulate's file, alone":    {args: []string{"simulate", "-ca-file", "nowhere/ca.pem"}, want: "require -tls"},
 		"simulate's hosts, a URL": {
