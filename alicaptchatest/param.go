@@ -117,7 +117,6 @@ func parseParam(text string) (param, bool) {
 	p.certifyID, _ = object["certifyId"].(string)
 	// The script makes such a param itself if it cannot reach the service.
 	if p.failover = object["failover"] == "T" && p.sceneID != ""; p.failover {
-		p.certifyID = "" // so that it counts as never issued
 		return p, true
 	}
 	for _, name := range required {

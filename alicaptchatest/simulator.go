@@ -350,13 +350,10 @@ func (s *Simulator) serveIssue(w http.ResponseWriter, r *http.Request) {
 
 // readBody returns the body of r, for which a slow client has bodyTime.
 func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
-	rc := http.NewResponseController(w) // the recorders of tests support no deadline
-	rc.SetReadDeadline(time.Now().Add(bodyTime))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	if err == nil { // or net/http would wait for the rest
-		rc.SetReadDeadline(time.Time{}) // or net/http would take the client for gone
-	}
-	return body, err
+	// The deadline stands after an error, or net/http would wait for the rest, and ends
+	// with the body. The recorders of tests support none.
+	http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
+	return io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 }
 
 // readJSON decodes the body of r, which must be one JSON value without unknown
