@@ -293,17 +293,19 @@
       const popup = openPopup(options, text, solve, member);
       close = popup.hide;
       const destroyCaptcha = () => { unbind.abort(); popup.remove(); };
-      let running = false;
+      let running = false, challenged = !traceless;
       const startTracelessVerification = async () => {
         if (running) return;
         running = true;
         const next = await solve(() => {}, popup.members);
         running = false;
-        if (next !== "") popup.show(next, true); // a risky visitor has a second challenge
+        if (next === "") return;
+        challenged = true; // a risky visitor has a second challenge
+        popup.show(next, true);
       };
-      const {show, hide, challenge: {reset}} = popup;
-      if (traceless) instance = v2 ? {destroyCaptcha} : {startTracelessVerification};
-      else instance = {show: () => show(), hide, ...(v2 && {refresh: () => reset(), destroyCaptcha})};
+      const show = () => { if (challenged) popup.show(); }; // not for the first verification of a traceless scene
+      const {hide} = popup, refresh = () => popup.challenge.reset();
+      instance = v2 ? {show, hide, ...(!traceless && {refresh}), destroyCaptcha} : traceless ? {startTracelessVerification} : {show, hide};
       onClick(traceless ? startTracelessVerification : show);
     } else {
       const [host, root] = shadow(options);
