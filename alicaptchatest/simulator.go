@@ -103,9 +103,9 @@ type Config struct {
 // which the service's verdict is not known, with F014.
 //
 // A Simulator is safe for concurrent use. It remembers the params of the last hour,
-// the newest million of them, and a bounded number of calls. A server that waits for its calls when it stops may
-// wait forever for one that a fault holds up, unless SetFaults(Faults{}) is called
-// first. [Server] does that itself.
+// at most the newest million, and a bounded number of calls. A server that waits for
+// its calls when it stops may wait forever for one that a fault holds up, unless
+// SetFaults(Faults{}) is called first. [Server] does that itself.
 type Simulator struct {
 	cfg  Config          // with all defaults; never changed
 	ekey []byte          // nil without encrypted mode
