@@ -131,7 +131,23 @@ func TestReloadKeepsWhatItShould(t *testing.T) {
 	require.Zero(t, caddyalicaptcha.Pooled())
 	s := start(t, service, directives)
 	client := newClient(t, true)
-	reload := func(directives string) { require.NoError(t, caddy.Load(s.config(t, service, directives), true)) }
+	generation := 0
+	reload := func(directives string) {
+		t.Helper()
+		generation++
+		directives = fmt.Sprintf("respond /generation g%d\n%s", generation, directives)
+		require.NoError(t, caddy.Load(s.config(t, service, directives), true))
+		// The old server may still get what comes at once. After this, the only
+		// connection of the client is one to the new server.
+		for began := time.Now(); ; {
+			client.CloseIdleConnections()
+			status, text := s.send(t, client, "/generation", nil, nil)
+			if text == fmt.Sprint("g", generation) {
+				return
+			}
+			require.Less(t, time.Since(began), testGuard, "%d %q generation %d", status, text, generation)
+		}
+	}
 
 	// The connection.
 	for range reloads {
