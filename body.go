@@ -82,7 +82,8 @@ type recording struct {
 	tooLarge  *http.MaxBytesError
 	replaying bool
 	parsers   chan struct{}
-	isParsing bool // it holds a place in parsers
+	isParsing bool // it holds a place in parsers whenever it has something to parse
+	hasPlace  bool // it holds one now
 	places    [4]*place
 	placed    int         // how many places were searched, of which places has the first
 	closed    atomic.Bool // a handler may call Close during Read, as http.Transport does
@@ -139,13 +140,16 @@ func (b *recording) record() {
 	n, err := b.readSource(free)
 	b.buf = b.buf[:len(b.buf)+n]
 	b.err = err
-	b.tooLarge, _ = errors.AsType[*http.MaxBytesError](err) // from an outer http.MaxBytesReader
+	if err != nil && err != io.EOF {
+		b.tooLarge, _ = errors.AsType[*http.MaxBytesError](err) // from an outer http.MaxBytesReader
+	}
 }
 
+// readSource gives the place in parsers back while it waits for the client.
 func (b *recording) readSource(p []byte) (int, error) {
+	b.leave()
 	if b.isParsing {
-		<-b.parsers
-		defer func() { b.parsers <- struct{}{} }()
+		defer b.enter()
 	}
 	return b.src.Read(p)
 }
@@ -161,15 +165,31 @@ func (b *recording) searched(p *place) {
 	b.placed++
 }
 
-// beginParsing waits for a place in parsers.
+// beginParsing waits for a place in parsers, unless the client has to be waited for
+// first.
 func (b *recording) beginParsing() {
-	b.parsers <- struct{}{}
 	b.isParsing = true
+	if len(b.buf) > 0 {
+		b.enter()
+	}
 }
 
 func (b *recording) endParsing() {
 	b.isParsing = false
-	<-b.parsers
+	b.leave()
+}
+
+// enter waits for a place in parsers, and leave gives it back.
+func (b *recording) enter() {
+	b.parsers <- struct{}{}
+	b.hasPlace = true
+}
+
+func (b *recording) leave() {
+	if b.hasPlace {
+		b.hasPlace = false
+		<-b.parsers
+	}
 }
 
 // Close closes the body for the handler. It has no effect for an extractor.

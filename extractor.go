@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // An Extractor finds the CaptchaVerifyParam in a request. It returns "" and nil if there
@@ -42,10 +43,13 @@ func FromHeader(name string) Extractor {
 	if name == "" || strings.ContainsFunc(name, notInToken) {
 		panic("alicaptcha: FromHeader: " + strconv.Quote(name) + " is not a valid header name")
 	}
-	here := &place{header: name}
+	here, key := &place{header: name}, http.CanonicalHeaderKey(name)
 	return func(r *http.Request) (string, error) {
 		here.lookIn(r)
-		return r.Header.Get(name), nil
+		if values := r.Header[key]; len(values) > 0 {
+			return values[0], nil
+		}
+		return "", nil
 	}
 }
 
@@ -219,10 +223,18 @@ func fromForm(r *http.Request, kind string, fields []string) (string, error) {
 	return fromURLEncoded(body, fields)
 }
 
+// formReaders saves the buffers. The strings that are taken from them are copies.
+var formReaders = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 4096) }}
+
 // fromURLEncoded reads pair by pair, as [url.ParseQuery] would, and unescapes only what
 // may be the field.
 func fromURLEncoded(body io.Reader, fields []string) (string, error) {
-	in := bufio.NewReaderSize(body, 1024)
+	in := formReaders.Get().(*bufio.Reader)
+	in.Reset(body)
+	defer func() {
+		in.Reset(nil) // otherwise the pool retains the request
+		formReaders.Put(in)
+	}()
 	for {
 		pair, err := in.ReadSlice('&')
 		if err == bufio.ErrBufferFull {
@@ -237,11 +249,7 @@ func fromURLEncoded(body io.Reader, fields []string) (string, error) {
 		pair = bytes.TrimSuffix(pair, []byte("&"))
 		name, value, _ := bytes.Cut(pair, []byte("="))
 		if isField(name, fields) && len(value) > 0 {
-			unescaped, unescapeErr := url.QueryUnescape(string(value))
-			if unescapeErr != nil || bytes.IndexByte(pair, ';') >= 0 {
-				return "", errBody
-			}
-			return unescaped, nil
+			return unescape(pair, value)
 		}
 		if err == io.EOF {
 			return "", nil
@@ -249,9 +257,24 @@ func fromURLEncoded(body io.Reader, fields []string) (string, error) {
 	}
 }
 
+// unescape returns the value of a pair.
+func unescape(pair, value []byte) (string, error) {
+	if bytes.IndexByte(pair, ';') >= 0 {
+		return "", errBody
+	}
+	if bytes.IndexByte(value, '%') < 0 && bytes.IndexByte(value, '+') < 0 {
+		return string(value), nil // much faster than QueryUnescape, which looks at each byte
+	}
+	unescaped, err := url.QueryUnescape(string(value))
+	if err != nil {
+		return "", errBody
+	}
+	return unescaped, nil
+}
+
 // isField reports whether name, which may be escaped, is one of fields.
 func isField(name []byte, fields []string) bool {
-	if bytes.ContainsAny(name, "%+") {
+	if bytes.IndexByte(name, '%') >= 0 || bytes.IndexByte(name, '+') >= 0 {
 		unescaped, err := url.QueryUnescape(string(name))
 		return err == nil && slices.Contains(fields, unescaped)
 	}

@@ -278,8 +278,8 @@ func (m *Middleware) wrap(next http.Handler, deferred bool) http.Handler {
 		if again {
 			state = new(requestState)
 		}
-		*state = requestState{v, outer}
-		inner := r.WithContext(context.WithValue(r.Context(), gate.OutcomeKey{}, state))
+		*state = requestState{r.Context(), v, outer}
+		inner := r.WithContext(state)
 		if !again {
 			v.param, v.fault = m.extract(inner, v.mode)
 		}

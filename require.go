@@ -2,6 +2,7 @@ package alicaptcha
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"runtime/debug"
 	"sync"
@@ -84,11 +85,30 @@ func Require(w http.ResponseWriter, r *http.Request) bool {
 	return proceed
 }
 
-// A requestState is the state of one gate for a request. The context of the request
-// has that of the innermost gate.
+// A requestState is the state of one gate for a request, and the context of the request
+// behind that gate. This saves the allocations of a context.WithValue.
 type requestState struct {
+	context.Context
 	*verification
 	outer *requestState
+}
+
+func (s *requestState) Value(key any) any {
+	if _, ok := key.(gate.OutcomeKey); ok {
+		return s
+	}
+	return s.Context.Value(key)
+}
+
+// String shows nothing of the verification to a program that prints its contexts.
+func (s *requestState) String() string { return nameOf(s.Context) + ".WithValue(alicaptcha)" }
+
+// nameOf names ctx as package context does.
+func nameOf(ctx context.Context) string {
+	if s, ok := ctx.(fmt.Stringer); ok {
+		return s.String()
+	}
+	return fmt.Sprintf("%T", ctx)
 }
 
 // find returns the verification by m for the scene, or nil.
@@ -123,7 +143,10 @@ func (s *requestState) require(w http.ResponseWriter, r *http.Request) bool {
 type verification struct {
 	m *Middleware
 	subject
-	state requestState // of the first time that m saw the request; a field saves its allocation
+
+	// These are fields to save their allocations.
+	state  requestState    // of the first time that m saw the request
+	asking callbackContext // of the callbacks of judge
 
 	mu      sync.Mutex // not held during callbacks
 	stage   stage
@@ -147,9 +170,22 @@ const (
 // callbackKey is a context key that marks the callbacks of a verification.
 type callbackKey struct{ *verification }
 
-// forCallbacks returns a context that marks the callbacks of v.
-func (v *verification) forCallbacks(ctx context.Context) context.Context {
-	return context.WithValue(ctx, callbackKey{v}, true)
+// A callbackContext is the context of the callbacks of a verification.
+type callbackContext struct {
+	context.Context
+	of *verification
+}
+
+func (c *callbackContext) Value(key any) any {
+	if k, ok := key.(callbackKey); ok && k.verification == c.of {
+		return true
+	}
+	return c.Context.Value(key)
+}
+
+// String shows nothing of the verification.
+func (c *callbackContext) String() string {
+	return nameOf(c.Context) + ".WithValue(alicaptcha callback)"
 }
 
 func (v *verification) isCallback(ctx context.Context) bool { return ctx.Value(callbackKey{v}) != nil }
@@ -174,7 +210,7 @@ func (v *verification) begin(ctx context.Context) (proceeds bool) {
 	case v.mode == Exempt:
 		return true
 	case v.m.needsCall(v.subject) && ended(ctx) == nil:
-		v.begun = v.m.begin(v.forCallbacks(ctx), Request{Param: v.param, SceneID: v.scene})
+		v.begun = v.m.begin(&callbackContext{ctx, v}, Request{Param: v.param, SceneID: v.scene})
 	}
 	return false
 }
@@ -232,7 +268,8 @@ func (v *verification) ask(ctx context.Context) (Outcome, bool) {
 func (v *verification) judge(ctx context.Context) {
 	end := broken
 	defer func() { v.enter(end) }()
-	o := v.m.judge(v.forCallbacks(ctx), v.subject)
+	v.asking = callbackContext{ctx, v}
+	o := v.m.judge(&v.asking, v.subject)
 	proceed := o.Allowed || o.Mode == ReportOnly
 	v.mu.Lock()
 	v.outcome, v.proceed = o, proceed
@@ -299,7 +336,7 @@ func (v *verification) reject(w http.ResponseWriter, r *http.Request) {
 		WriteRejection(w, r, o)
 		return
 	}
-	inner := r.WithContext(v.forCallbacks(r.Context()))
+	inner := r.WithContext(&callbackContext{r.Context(), v})
 	defer handBack(r, inner)
 	answer := &rejectionWriter{ResponseWriter: w}
 	v.m.cfg.OnReject(answer, inner, o)

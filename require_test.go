@@ -2,6 +2,7 @@ package alicaptcha_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -843,4 +844,31 @@ func testSceneIsThatOfTheGate(t *testing.T, begin func(context.Context)) {
 	})).ServeHTTP(httptest.NewRecorder(), loginRequest())
 	require.Equal(t, []string{"scene-of-login", "scene-of-signup"},
 		[]string{verifier.asked()[1].SceneID, verifier.asked()[2].SceneID})
+}
+
+// Programs print contexts. They see no more of ours than of a context.WithValue.
+func TestContextsShowNoParam(t *testing.T) {
+	t.Parallel()
+	var printed strings.Builder
+	show := func(ctx context.Context) {
+		child, cancel := context.WithCancel(ctx)
+		defer cancel()
+		for _, c := range []context.Context{ctx, child} {
+			fmt.Fprintf(&printed, "%v %+v %#v %s %q\n", c, c, c, c, c)
+			slog.New(slog.NewJSONHandler(&printed, nil)).Info("x", "ctx", c)
+		}
+	}
+	m := newMiddleware(t, alicaptcha.Config{
+		Verifier: passing(), Observe: func(ctx context.Context, _ alicaptcha.Outcome) { show(ctx) },
+	})
+	handler := http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { show(r.Context()) })
+	m.Handler(handler).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	require.Contains(t, printed.String(), "context.Background.WithValue(alicaptcha).WithCancel")
+	require.Contains(t, printed.String(), "context.Background.WithValue(alicaptcha).WithValue(alicaptcha callback)")
+	require.NotContains(t, printed.String(), param)
+
+	printed.Reset()
+	type foreign struct{ context.Context }
+	m.Handler(handler).ServeHTTP(httptest.NewRecorder(), loginRequest().WithContext(foreign{t.Context()}))
+	require.Contains(t, printed.String(), "alicaptcha_test.foreign.WithValue(alicaptcha)")
 }
