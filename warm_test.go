@@ -109,12 +109,12 @@ func TestWarmFailures(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				n := 0
+				var n atomic.Int32
 				client := newClient(t, secretConfig(transportFunc(func(r *http.Request) (*http.Response, error) {
 					if r.Method == http.MethodPost {
 						return cannedTransport(200, passAnswer)(r)
 					}
-					n++
+					n.Add(1)
 					return row.transport(r)
 				})))
 				for i := range 3 {
@@ -122,10 +122,10 @@ func TestWarmFailures(t *testing.T) {
 					err := client.Warm(t.Context())
 					require.Equal(t, row.code, requireFault(t, alicaptcha.Result{}, err).Code)
 					require.LessOrEqual(t, time.Since(start), 5*time.Second)
-					require.Equal(t, i+1, n)
+					require.EqualValues(t, i+1, n.Load())
 					time.Sleep(14*time.Second - time.Since(start))
 					require.NoError(t, client.Warm(t.Context()))
-					require.Equal(t, i+1, n)
+					require.EqualValues(t, i+1, n.Load())
 					time.Sleep(time.Second)
 				}
 				result, err := client.Verify(t.Context(), alicaptcha.Request{Param: "x"})
@@ -141,9 +141,10 @@ func TestWarmFailures(t *testing.T) {
 func TestWarmWithADeafTransport(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		n, end := 0, make(chan struct{})
+		var n atomic.Int32
+		end := make(chan struct{})
 		client := newClient(t, secretConfig(transportFunc(func(*http.Request) (*http.Response, error) {
-			n++
+			n.Add(1)
 			<-end
 			return nil, io.EOF
 		})))
@@ -155,7 +156,7 @@ func TestWarmWithADeafTransport(t *testing.T) {
 			time.Sleep(time.Minute)
 			require.NoError(t, client.Warm(t.Context()))
 		}
-		require.Equal(t, 1, n)
+		require.EqualValues(t, 1, n.Load())
 		close(end)
 		synctest.Wait()
 	})

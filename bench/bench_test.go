@@ -59,7 +59,7 @@ func TestShortRun(t *testing.T) {
 		require.NotContains(t, string(report), wrong)
 	}
 	_, targets, _ := strings.Cut(string(report), "## Targets")
-	require.Equal(t, 25, strings.Count(targets, "| yes |")+strings.Count(targets, "| **no** |"))
+	require.Equal(t, 26, strings.Count(targets, "| yes |")+strings.Count(targets, "| **no** |"))
 	pictures, err := filepath.Glob(filepath.Join(dir, "*.png"))
 	require.NoError(t, err)
 	require.Len(t, pictures, 2)

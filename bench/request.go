@@ -294,6 +294,12 @@ func (b *bench) requestCost() error {
 		b.target(fmt.Sprintf("%s, field first: at most %g of read-all's time", t.size, t.most),
 			share, "%.3f", share <= t.most)
 	}
+	share := 0.0
+	for _, place := range []string{"first", "last"} {
+		key := "urlencoded, 0.5 KB, " + place
+		share = max(share, added[key+oursName].ns/added[key+"ParseForm"].ns)
+	}
+	b.target("urlencoded, 0.5 KB: at most 0.9 of ParseForm's time", share, "%.3f", share <= 0.9)
 	growth := until["JSON, 1 MB, first"+oursName] / until["JSON, 4 KB, first"+oursName]
 	b.target("1 MB, field first: within 2 times of 4 KB (until the handler)", growth, "%.2f", growth <= 2)
 	return b.upload()
