@@ -29,7 +29,9 @@ import (
 //
 // Until Ask or Require is called, [FromContext] finds no Outcome. If neither is called,
 // the verification still goes on to its end or its deadline, and its Outcome is
-// then observed and logged; no Limiter is called for it.
+// then observed and logged; no Limiter is called for it. The values of ctx may therefore
+// be used after the handler has returned. Those of net/http permit that; a framework that
+// reuses its contexts may not.
 func Begin(ctx context.Context) {
 	if s, ok := ctx.Value(gate.OutcomeKey{}).(*requestState); ok {
 		s.begin(ctx)
