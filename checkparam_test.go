@@ -8,6 +8,8 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -153,4 +155,33 @@ func TestCheckParamHangUp(t *testing.T) {
 	o := m.CheckParam(ctx, "a-param")
 	require.Equal(t, alicaptcha.ClientCanceled, o.Code)
 	require.False(t, o.Allowed)
+}
+
+// The client chooses the deadline of a gRPC call, and must not be able to make the service
+// look slow by it: neither a Policy that opens an outage nor a breaker sees one.
+func TestCheckParamDeadline(t *testing.T) {
+	t.Parallel()
+	for _, deadline := range []time.Duration{0, time.Millisecond, time.Second, 3 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), deadline)
+			defer cancel()
+			verifier := &spy{do: hooked(func(asking context.Context) error {
+				<-asking.Done()
+				return asking.Err()
+			})}
+			m := newMiddleware(t, alicaptcha.Config{Verifier: verifier, Policy: openEverything()})
+			start := time.Now()
+			o := m.CheckParam(ctx, "a-param")
+			require.Equal(t, alicaptcha.ClientCanceled, o.Code)
+			require.False(t, o.Allowed)
+			if deadline > 0 {
+				require.Equal(t, 5*time.Second, time.Since(start), "the call keeps its place to its own deadline")
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // a service that is slow without the client's doing
+		verifier := &spy{do: hooked(func(asking context.Context) error { <-asking.Done(); return asking.Err() })}
+		m := newMiddleware(t, alicaptcha.Config{Verifier: verifier})
+		require.Equal(t, alicaptcha.ServiceTimeout, m.CheckParam(t.Context(), "a-param").Code)
+	})
 }

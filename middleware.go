@@ -312,10 +312,12 @@ func (m *Middleware) Check(r *http.Request) Outcome {
 
 // CheckParam verifies a param that the caller has found by itself, for servers without
 // an [http.Request], such as those of gRPC. It checks the param as Check does, and
-// applies the same Policy, with the same log and observer. The context is that of the
-// call to be protected: its deadline bounds the verification, and if it is canceled the
-// Outcome is ClientCanceled. The caller rejects the call if Outcome.Allowed is false,
-// unless Outcome.Mode is ReportOnly.
+// applies the same Policy, with the same log and observer. The caller rejects the call
+// that it protects if Outcome.Allowed is false, unless Outcome.Mode is ReportOnly.
+//
+// The context is that of the call. If it ends, the Outcome is ClientCanceled, even if
+// its deadline has passed, because the clients of gRPC choose that deadline and could
+// otherwise make the service look slow. The verification takes up to Config.Timeout.
 //
 // CheckParam returns Misconfigured if Config has a SceneIDFunc or a ModeFunc, because
 // there is no request for them.
@@ -328,7 +330,19 @@ func (m *Middleware) CheckParam(ctx context.Context, param string) Outcome {
 	default:
 		s = subject{scene: m.cfg.SceneID, mode: m.cfg.Mode, param: param, fault: m.unfit(param)}
 	}
-	return m.judge(ctx, s)
+	return m.judge(patient{ctx}, s)
+}
+
+// A patient context makes a deadline look like a hang-up.
+type patient struct{ context.Context }
+
+func (patient) Deadline() (time.Time, bool) { return time.Time{}, false }
+
+func (p patient) Err() error {
+	if p.Context.Err() != nil {
+		return context.Canceled
+	}
+	return nil
 }
 
 // sceneOf returns the scene that the param of r must be of. It is empty for any scene,

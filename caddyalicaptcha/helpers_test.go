@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -248,9 +249,7 @@ func (s *site) send(t *testing.T, client *http.Client, path string, header http.
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+s.addr+path, body)
 	require.NoError(t, err)
-	for name, values := range header {
-		r.Header[name] = values
-	}
+	maps.Copy(r.Header, header)
 	return s.do(t, client, r)
 }
 

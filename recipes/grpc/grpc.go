@@ -5,7 +5,6 @@ import (
 	"context"
 	"net/http"
 	"strconv"
-	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -77,7 +76,7 @@ func (s *gatedStream) check(message any) error {
 // Check verifies the param of a call, which spends it. It returns the context for the
 // handler, or the status that rejects the call.
 func Check(ctx context.Context, captcha *alicaptcha.Middleware, req any) (context.Context, error) {
-	o := captcha.CheckParam(patient{ctx}, param(ctx, req))
+	o := captcha.CheckParam(ctx, param(ctx, req))
 	if !o.Allowed && o.Mode != alicaptcha.ReportOnly {
 		return ctx, NewStatus(o).Err()
 	}
@@ -94,19 +93,6 @@ func param(ctx context.Context, req any) string {
 		return req.GetCaptchaVerifyParam()
 	}
 	return ""
-}
-
-// A patient context has the deadline of a call count as a hang-up. In gRPC the client
-// chooses the deadline, and with a short one it could make the service look slow.
-type patient struct{ context.Context }
-
-func (patient) Deadline() (time.Time, bool) { return time.Time{}, false }
-
-func (p patient) Err() error {
-	if p.Context.Err() != nil {
-		return context.Canceled
-	}
-	return nil
 }
 
 type outcomeKey struct{}

@@ -240,7 +240,7 @@ func TestMethods(t *testing.T) {
 				{"spent", []string{spent}, "", codes.PermissionDenied, "captcha_expired", true, 0},
 				{"other scene", []string{other}, "", codes.PermissionDenied, "captcha_rejected", false, 0},
 				{"refused", []string{issue("F009")}, "", codes.PermissionDenied, "captcha_rejected", false, 0},
-				{"too many", []string{issue("F010")}, "", codes.ResourceExhausted, "captcha_rate_limited", false, time.Minute},
+				{"too many", []string{issue("F010")}, "", codes.ResourceExhausted, "captcha_rate_limited", false, time.Hour},
 				{"first of two", []string{"junk", issue("T001")}, "", codes.InvalidArgument, "captcha_invalid", true, 0},
 				{"first is empty", []string{"", issue("T001")}, "", codes.InvalidArgument, "captcha_missing", true, 0},
 				{"metadata and field", []string{"junk"}, issue("T001"), codes.InvalidArgument, "captcha_invalid", true, 0},

@@ -32,12 +32,8 @@ func Gate(captcha *alicaptcha.Middleware) middleware.Middleware {
 // Check verifies the param of a request, which spends it. It returns the context for
 // the handler, or the error that rejects the request.
 func Check(ctx context.Context, captcha *alicaptcha.Middleware, req any) (context.Context, error) {
-	asking := ctx
 	tr, isServer := transport.FromServerContext(ctx)
-	if isServer && tr.Kind() == transport.KindGRPC {
-		asking = patient{ctx}
-	}
-	o := captcha.CheckParam(asking, param(tr, req))
+	o := captcha.CheckParam(ctx, param(tr, req))
 	if o.Allowed || o.Mode == alicaptcha.ReportOnly {
 		return context.WithValue(ctx, outcomeKey{}, o), nil
 	}
@@ -62,19 +58,6 @@ func param(tr transport.Transporter, req any) string {
 		return req.GetCaptchaVerifyParam()
 	}
 	return ""
-}
-
-// A patient context has the deadline of a call count as a hang-up. In gRPC the client
-// chooses the deadline, and with a short one it could make the service look slow.
-type patient struct{ context.Context }
-
-func (patient) Deadline() (time.Time, bool) { return time.Time{}, false }
-
-func (p patient) Err() error {
-	if p.Context.Err() != nil {
-		return context.Canceled
-	}
-	return nil
 }
 
 type outcomeKey struct{}
