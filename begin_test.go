@@ -501,6 +501,29 @@ func TestBeginWaitIsBounded(t *testing.T) {
 	})
 }
 
+// A call to which Begin leaves too little time says nothing of the service, even if Ask
+// is given more time: a client that sends its body slowly must not open an outage.
+func TestBeginWithLessTimeThanAsk(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m := newMiddleware(t, alicaptcha.Config{
+			Verifier: &spy{do: hooked(func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() })},
+			Policy:   openEverything(),
+		})
+		asked := false
+		m.Deferred(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			ctx, cancel := context.WithTimeout(r.Context(), 100*time.Millisecond)
+			defer cancel()
+			alicaptcha.Begin(ctx)
+			o, proceed := alicaptcha.Ask(r.Context())
+			require.Equal(t, alicaptcha.Overloaded, o.Code)
+			require.False(t, proceed)
+			asked = true
+		})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+		require.True(t, asked)
+	})
+}
+
 // A handler that begins and never asks is not protected.
 func TestBeginIsNoProtection(t *testing.T) {
 	t.Parallel()

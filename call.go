@@ -136,7 +136,11 @@ func (m *Middleware) callVerifier(ctx context.Context, req Request) (got reply) 
 	defer func() { got.took = time.Since(start) }()
 	result, err := m.cfg.Verifier.Verify(asking, req)
 	if err != nil {
-		return reply{fault: classify(asking, err), mayOpen: true, cutShort: tooShort}
+		fault := classify(asking, err)
+		if gone := ended(ctx); tooShort && gone != nil && gone.Code == Overloaded {
+			fault = gone // Begin may have been given an earlier deadline than Ask
+		}
+		return reply{fault: fault, mayOpen: true, cutShort: tooShort}
 	}
 	verdict, ok := result.strict()
 	if !ok {
