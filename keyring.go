@@ -234,7 +234,8 @@ func (k *keyring) refused(key accessKey) {
 func (k *keyring) renew() {
 	var key accessKey
 	var err error = credentialError("the Credential ended its goroutine", nil)
-	defer func() { // runs even if the source ends the goroutine
+	defer func() { recover() }() // of the Logger: in this goroutine it would end the program
+	defer func() {               // runs even if the source ends the goroutine
 		k.mu.Lock()
 		mended := k.broken && err == nil
 		k.failed = err != nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -103,4 +104,28 @@ func TestKeyringAsksAnewForRefusedKeys(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A Logger that panics does not end the program, whoever asks the Credential.
+func TestKeyringLoggerPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		panics := 0
+		cfg := secretConfig(cannedTransport(200, passAnswer))
+		cfg.Logger = slog.New(handlerFunc(func() { panics++; panic("disk full") }))
+		fails := false
+		cfg.Credential = &keySource{get: func() (*credentials.CredentialModel, error) {
+			if fails {
+				return nil, errors.New("no keys")
+			}
+			return keyModel("key", keySecret, "token"), nil
+		}}
+		client := newClient(t, cfg)
+		for _, fails = range []bool{true, false} {
+			time.Sleep(2 * time.Minute)
+			_, err := client.Verify(context.Background(), alicaptcha.Request{Param: secretParam})
+			require.NoError(t, err)
+			synctest.Wait()
+		}
+		require.Equal(t, 2, panics, "one for the failure, one for its end")
+	})
 }
