@@ -250,6 +250,7 @@ func TestGateHoldsNoMore(t *testing.T) {
 	var b strings.Builder
 	m.writeTo(&b)
 	require.Contains(t, b.String(), `{alicaptcha_code="overloaded",alicaptcha_decision="rejected",alicaptcha_scene="login"} 1`)
+	require.NotContains(t, b.String(), `error_type="overloaded"`, "the service was not asked")
 }
 
 type readerFunc func(p []byte) (int, error)
