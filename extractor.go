@@ -141,10 +141,17 @@ const (
 	typeMultipart  = "multipart/form-data"
 )
 
+// maxMediaType is the length of the longest media type (RFC 6838, section 4.2). Longer
+// ones are not examined, because over HTTP/2 a single byte can stand for one of 4 KB.
+const maxMediaType = 255
+
 // mediaType returns the type of r's body, without parameters, in lower case.
 func mediaType(r *http.Request) string {
 	kind, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
-	return strings.ToLower(strings.TrimSpace(kind))
+	if kind = strings.TrimSpace(kind); len(kind) > maxMediaType {
+		return "too long"
+	}
+	return strings.ToLower(kind)
 }
 
 func isJSON(kind string) bool {
