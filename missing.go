@@ -184,6 +184,9 @@ func (f *nameFinder) consider(name string, isDeep, hasValue, isFile bool) {
 // there is none.
 func (f *nameFinder) fieldLike(name string) (field string, isPointer bool) {
 	inner := innermost(name)
+	if inner == "" {
+		return "", false
+	}
 	for _, p := range f.places {
 		if p.header != "" && spelledLike(inner, p.header) {
 			field, isPointer = p.header, false
@@ -213,7 +216,7 @@ func innermost(name string) string {
 // chooses how many names there are.
 func spelledLike(a, b string) bool {
 	for {
-		a, b = strings.TrimLeft(a, "_- "), strings.TrimLeft(b, "_- ")
+		a, b = trimSeparators(a), trimSeparators(b)
 		if a == "" || b == "" {
 			return a == b
 		}
@@ -222,6 +225,15 @@ func spelledLike(a, b string) bool {
 		}
 		a, b = a[1:], b[1:]
 	}
+}
+
+// trimSeparators does what strings.TrimLeft does, which takes much longer because it
+// first makes a set.
+func trimSeparators(s string) string {
+	for s != "" && (s[0] == '_' || s[0] == '-' || s[0] == ' ') {
+		s = s[1:]
+	}
+	return s
 }
 
 func lower(c byte) byte {
