@@ -524,6 +524,36 @@ func TestBeginWithLessTimeThanAsk(t *testing.T) {
 	})
 }
 
+// What is observed after the handlers have returned is bounded, even if Observe hangs: a
+// client that needs one connection for any number of requests must not pile it up.
+func TestBeginLeavesABoundedNumber(t *testing.T) {
+	t.Parallel()
+	for _, verifier := range []*spy{passing(), taking(time.Second)} {
+		synctest.Test(t, func(t *testing.T) {
+			const places = 4
+			release := make(chan struct{})
+			var observing, returned atomic.Int64
+			h := newMiddleware(t, alicaptcha.Config{
+				Verifier: verifier, MaxConcurrent: places,
+				Observe: func(context.Context, alicaptcha.Outcome) { observing.Add(1); <-release },
+			}).Deferred(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { alicaptcha.Begin(r.Context()) }))
+			go func() { // one connection
+				for range 50 {
+					serve(h, loginRequest())
+					returned.Add(1)
+				}
+			}()
+			time.Sleep(time.Minute)
+			require.EqualValues(t, places, returned.Load())
+			require.EqualValues(t, places+1, observing.Load(), "the last one by the connection's own goroutine")
+			close(release)
+			time.Sleep(time.Minute)
+			require.EqualValues(t, 50, returned.Load())
+			require.EqualValues(t, 50, observing.Load())
+		})
+	}
+}
+
 // A handler that begins and never asks is not protected.
 func TestBeginIsNoProtection(t *testing.T) {
 	t.Parallel()

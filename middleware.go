@@ -138,6 +138,7 @@ type Middleware struct {
 	cfg      Config
 	slots    chan struct{} // one taken for each verification under way
 	limiting chan struct{} // one taken for each call of a Limiter under way
+	leaving  chan struct{} // one taken for each goroutine of leave
 	parsers  chan struct{} // one taken for each body that is being parsed
 
 	// What bounds the log lines that call for the operator.
@@ -158,6 +159,7 @@ func New(cfg Config) (*Middleware, error) {
 		cfg:      cfg,
 		slots:    make(chan struct{}, cfg.MaxConcurrent),
 		limiting: make(chan struct{}, cfg.MaxConcurrent),
+		leaving:  make(chan struct{}, cfg.MaxConcurrent),
 		parsers:  make(chan struct{}, runtime.GOMAXPROCS(0)),
 		tallies:  map[Code]*tally{"": newTally()},
 	}

@@ -233,15 +233,25 @@ func (v *verification) leave(ctx context.Context) {
 	if ctx.Err() == nil { // the server is about to cancel it, which is not a hang-up
 		ctx = context.WithoutCancel(ctx)
 	}
-	go func() {
-		defer func() { recover() }() // of the Logger
-		defer func() {
-			if p := recover(); p != nil && p != http.ErrAbortHandler {
-				v.m.logPanic(ctx, "captcha: a callback panicked after the handler had returned", p, debug.Stack())
-			}
+	select {
+	case v.m.leaving <- struct{}{}:
+		go func() {
+			defer func() { <-v.m.leaving }()
+			v.judgeUnwanted(ctx)
 		}()
-		v.judge(ctx)
+	default: // Observe or the Logger is slow: the connection waits, or it would start any number
+		v.judgeUnwanted(ctx)
+	}
+}
+
+func (v *verification) judgeUnwanted(ctx context.Context) {
+	defer func() { recover() }() // of the Logger
+	defer func() {
+		if p := recover(); p != nil && p != http.ErrAbortHandler {
+			v.m.logPanic(ctx, "captcha: a callback panicked after the handler had returned", p, debug.Stack())
+		}
 	}()
+	v.judge(ctx)
 }
 
 // ask returns the Outcome and whether the request may proceed. The first call
