@@ -293,7 +293,9 @@ func newServer(h http.Handler, writeTime time.Duration, logger *slog.Logger) *ht
 		IdleTimeout:       keepTime,
 		MaxHeaderBytes:    maxHeaderBytes,
 		Protocols:         protocols,
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
+		// Or it would answer OPTIONS * with 200.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 	}
 }
 

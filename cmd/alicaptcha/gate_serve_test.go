@@ -204,6 +204,27 @@ func TestGateSlowClients(t *testing.T) {
 	stop()
 }
 
+// The server itself lets nothing pass, whatever a proxy makes of what a client asks for.
+func TestGateRequestLines(t *testing.T) {
+	t.Parallel()
+	g, _ := gateOf(t, verdictOf("T001"), "-scene", "login")
+	addr, stop := serveGate(t, g, 10*time.Second)
+	defer stop()
+	for line, want := range map[string]string{
+		"GET /gate/login": "204", "GET http://x/gate/login": "204", // what is asked for is a scene
+		"OPTIONS *": "404", "GET *": "404", "CONNECT login": "404", "CONNECT login:80": "404",
+		"GET http:login": "404", "GET http://login": "404", "GET //gate/login": "404", "GET gate/login": "400",
+	} {
+		conn, err := net.Dial("tcp", addr)
+		require.NoError(t, err)
+		fmt.Fprint(conn, line+" HTTP/1.1\r\nHost: x\r\nConnection: close\r\nCaptcha-Verify-Param: x\r\n\r\n")
+		answer, err := io.ReadAll(conn)
+		require.NoError(t, err)
+		conn.Close()
+		require.Regexp(t, "^HTTP/1.1 "+want+" ", string(answer), line)
+	}
+}
+
 // A request beyond those that a scene holds ends at once, and none of it is read.
 func TestGateHoldsNoMore(t *testing.T) {
 	t.Parallel()
