@@ -81,7 +81,7 @@ var ownRemedies = map[string]string{
 	errNoBreaker.text:    "use a Breaker that NewBreaker returned, and check its error",
 	errNoClient.text:     "use a Client that NewClient returned, and check its error",
 	errNoMiddleware.text: "put a Middleware that New returned in front of the handler, and check the error of New",
-	errNoRequest.text:    "give the Middleware of CheckParam a SceneID, or AnyScene, and a Mode, or call Check with a request",
+	errNoRequest.text:    "give the Middleware a SceneID or AnyScene, and no ModeFunc, or call Check with a request",
 	errNoScene.text:      "make SceneIDFunc return a scene for the route, or gate the route by another Middleware",
 	errNoVerdict.text:    "correct the Verifier: its Result contradicts itself, or its Code has an unknown form",
 	errNoAnswer.text:     "correct the Verifier: it must return soon after its context is done",

@@ -55,42 +55,13 @@ func FromContext(ctx context.Context) (Outcome, bool) {
 // is the request's, and known as a callback's.
 func (m *Middleware) judge(ctx context.Context, s subject) Outcome {
 	if m.zero() {
-		o := Outcome{Code: Misconfigured, Err: &Error{Code: Misconfigured, Err: errNoMiddleware}}
-		o.Action, o.Reference = Policy(nil).action(o.Code, nil), newReference()
-		slog.Default().LogAttrs(ctx, slog.LevelError,
-			"captcha: rejected, because no Middleware made by New is in front of the handler",
-			slog.String("captcha.code", string(o.Code)), slog.String("captcha.reference", o.Reference))
-		return o
+		return judgeNothing(ctx)
 	}
-
 	o := Outcome{SceneID: s.scene, Mode: s.mode}
-	fault, mayOpen := s.fault, true
-	switch {
-	case fault != nil && fault.Code == Misconfigured:
-		mayOpen = false
-	case s.mode == Exempt:
-		o.Code, o.Action, o.Allowed, fault = Exempted, Allow(), true, nil
-	case s.mode != Enforce && s.mode != ReportOnly:
-		o.Mode = Enforce
-		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoMode}, false
-	case s.scene == "" && !m.cfg.AnyScene:
-		fault, mayOpen = &Error{Code: Misconfigured, Err: errNoScene}, false
-	case m.needsCall(s):
-		got := m.ask(ctx, s)
-		o.Result, o.Duration, fault, mayOpen = got.result, got.took, got.fault, got.mayOpen
-		o.Code = o.Result.Code
-	}
-	if fault != nil {
-		o.Code, o.Err = fault.Code, fault
-	}
-	if o.Code != Exempted {
-		o.Action = m.cfg.Policy.action(o.Code, func(l Limiter) bool {
-			if s.unwanted {
-				return o.Result.Passed
-			}
-			return mayOpen && (l == nil || m.askLimiter(ctx, l, o.Code))
-		})
-		o.Allowed = o.Action.Allow
+	if s.mode == Exempt {
+		o.Code, o.Action, o.Allowed = Exempted, Allow(), true
+	} else {
+		m.decide(ctx, s, &o)
 	}
 	o.Verified = o.Result.Passed && o.Code != T005
 	if !o.Allowed {
@@ -102,6 +73,45 @@ func (m *Middleware) judge(ctx context.Context, s subject) Outcome {
 		m.cfg.Observe(ctx, o)
 	}
 	return o
+}
+
+// judgeNothing is judge where there is no Middleware.
+func judgeNothing(ctx context.Context) Outcome {
+	o := Outcome{Code: Misconfigured, Err: &Error{Code: Misconfigured, Err: errNoMiddleware}}
+	o.Action, o.Reference = Policy(nil).action(o.Code, nil), newReference()
+	slog.Default().LogAttrs(ctx, slog.LevelError,
+		"captcha: rejected, because no Middleware made by New is in front of the handler",
+		slog.String("captcha.code", string(o.Code)), slog.String("captcha.reference", o.Reference))
+	return o
+}
+
+// decide sets what o says of the verification of s, and of what the Policy makes of it.
+func (m *Middleware) decide(ctx context.Context, s subject, o *Outcome) {
+	var got reply
+	switch {
+	case s.fault != nil && s.fault.Code == Misconfigured:
+		got.fault = s.fault
+	case s.mode != Enforce && s.mode != ReportOnly:
+		o.Mode = Enforce
+		got.fault = &Error{Code: Misconfigured, Err: errNoMode}
+	case s.scene == "" && !m.cfg.AnyScene:
+		got.fault = &Error{Code: Misconfigured, Err: errNoScene}
+	case s.fault != nil:
+		got = reply{fault: s.fault, mayOpen: true}
+	default:
+		got = m.ask(ctx, s)
+	}
+	o.Result, o.Duration, o.Code = got.result, got.took, got.result.Code
+	if got.fault != nil {
+		o.Code, o.Err = got.fault.Code, got.fault
+	}
+	o.Action = m.cfg.Policy.action(o.Code, func(l Limiter) bool {
+		if s.unwanted {
+			return o.Result.Passed
+		}
+		return got.mayOpen && (l == nil || m.askLimiter(ctx, l, o.Code))
+	})
+	o.Allowed = o.Action.Allow
 }
 
 // newReference returns a random UUID (RFC 9562, version 4).
