@@ -23,9 +23,9 @@ func init() { caddy.RegisterModule(Handler{}) }
 
 // Handler is the handler http.handlers.alicaptcha. It passes on a request whose param
 // the service has verified, and rejects others, as an alicaptcha.Middleware does. The
-// request that it passes on has the header Captcha-Verified: true if the service has
-// passed the param. From every request, it removes what the client has sent under this
-// name.
+// request that it passes on has the header Captcha-Verified: "true" if the service has
+// passed the param, and "false" if the request is let through unverified. From every
+// request, it removes what the client has sent under this name.
 //
 // Strings may contain placeholders that are known when the configuration is loaded:
 // {env.*}, {file.*} and {system.*}.

@@ -3,11 +3,12 @@ package caddyalicaptcha
 import (
 	"io"
 	"net/http"
+	"strconv"
 
 	"github.com/caddyserver/caddy/v2/modules/caddyhttp"
 )
 
-// outcomeHeader tells an upstream that the service has passed the param.
+// outcomeHeader tells an upstream whether the service has passed the param.
 const outcomeHeader = "Captcha-Verified"
 
 // outcomeVar is the name of the variable of a request that holds its headerState.
@@ -34,14 +35,10 @@ func outcomeHeaderOf(r *http.Request) *headerState {
 }
 
 // set sets the header of r for the outcome of one more gate. Where several gates stand
-// behind each other, it is set only if all of them have verified a param.
+// behind each other, it is true only if all of them have verified a param.
 func (s *headerState) set(r *http.Request, verified bool) {
 	s.unverified = s.unverified || !verified
-	if s.unverified {
-		r.Header.Del(outcomeHeader)
-		return
-	}
-	r.Header.Set(outcomeHeader, "true")
+	r.Header.Set(outcomeHeader, strconv.FormatBool(!s.unverified))
 }
 
 // removeOutcome removes the outcome header in all of its spellings.

@@ -33,8 +33,8 @@ one of these answers:
                 unverified, by -outage-budget or -mode. With -pass-status 200
                 the status is 200, without which Envoy and Higress pass nothing.
   400 to 599    The request is rejected. The proxy should send the answer to the
-                client as it is. A form post gets a page, and other requests get
-                application/problem+json.
+                client as it is. A request that prefers text/html gets a page,
+                and others get application/problem+json.
   404           No scene has this URL. The proxy is configured incorrectly.
 
 Each scene has a URL of its own, which the proxy's configuration must contain:
