@@ -237,7 +237,7 @@ func TestPageV2(t *testing.T) {
 	// What another challenge does not mend is said in the page.
 	for fault, words := range map[string]string{
 		`{"verifyCode":"F009"}`: "The captcha was not passed. Trying again will not help.",
-		`{"verifyCode":"F010"}`: "There were too many attempts. You can try again in 60 s.",
+		`{"verifyCode":"F010"}`: "There were too many attempts. Please wait at least an hour before you try again.",
 		`{"status":503}`:        "The captcha cannot be checked right now. You can try again in 5 s.",
 	} {
 		p.faults(fault)
