@@ -312,7 +312,7 @@ func TestSolvedAgain(t *testing.T) {
 			if s.name == "v2" && strings.Contains(fault, "F019") {
 				s.until(widget + `.querySelector("#hint").classList.contains("bad")`) // its new challenge
 				s.presses(kb.Escape)
-				s.until("!" + opened) // until then it covers the form
+				s.until("!" + opened + ` && document.getElementById("message").textContent`) // which moves the button
 				continue
 			}
 			s.sees(text[s.language])
