@@ -20,7 +20,8 @@ import (
 // is none, and the next Extractor is tried. It must be safe for concurrent use.
 //
 // It may read r.Body, up to Config.MaxBodyBytes. The middleware then restores the body,
-// and discards what the Extractor parsed, such as r.Form. An error ends the search: with
+// and discards what the Extractor parsed, such as r.Form. It must not call Begin, Ask or
+// Require, which would verify before there is a param. An error ends the search: with
 // a *[http.MaxBytesError] in its chain the request ends as ParamTooLarge, otherwise as
 // ParamMalformed.
 type Extractor func(r *http.Request) (string, error)

@@ -249,7 +249,7 @@ func TestAlerts(t *testing.T) {
 	tests, err := os.ReadFile("../../docs/prometheus-alerts-test.yml")
 	require.NoError(t, err)
 	alerts := strings.Split(string(rules), "- alert: ")[1:]
-	require.Len(t, alerts, 13)
+	require.Len(t, alerts, 14)
 	for _, alert := range alerts {
 		name, _, _ := strings.Cut(alert, "\n")
 		for _, field := range []string{"expr: |", "severity: ", "summary: ", "description: ", "action: ", "runbook_url: "} {
