@@ -129,12 +129,17 @@ func newPerson(t *testing.T, w window) *person {
 	return nil
 }
 
-// newWindow opens a window without a site.
-func newWindow(t *testing.T, w window) *person {
+func needsBrowser(t *testing.T) {
 	t.Helper()
 	if browser == nil {
 		t.Skip("Chromium is not installed, so nothing was tested in a browser (Debian: apt-get install chromium)")
 	}
+}
+
+// newWindow opens a window without a site.
+func newWindow(t *testing.T, w window) *person {
+	t.Helper()
+	needsBrowser(t)
 	ctx, cancel := chromedp.NewContext(browser, chromedp.WithNewBrowserContext())
 	t.Cleanup(cancel)
 	ctx, cancel = context.WithTimeout(ctx, 60*time.Second)

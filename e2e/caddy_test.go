@@ -32,9 +32,7 @@ func buildCaddy(t *testing.T) string {
 // The example's pages behind a Caddy whose gate answers the login.
 func TestLoginThroughCaddy(t *testing.T) {
 	t.Parallel()
-	if browser == nil {
-		t.Skip("Chromium is not installed, so nothing was tested in a browser (Debian: apt-get install chromium)")
-	}
+	needsBrowser(t) // before a Caddy is built for it
 	caddy := buildCaddy(t)
 	p := newPerson(t, window{})
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
