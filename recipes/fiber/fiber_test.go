@@ -132,12 +132,7 @@ func TestTimeout(t *testing.T) {
 		{50 * time.Millisecond, alicaptcha.Overloaded},
 		{1200 * time.Millisecond, alicaptcha.ServiceTimeout},
 	} {
-		service := gatetest.Start(t)
-		require.NoError(t, service.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))
-		cfg := service.Config()
-		cfg.Timeout = 2 * time.Second
-		captcha, err := alicaptcha.New(cfg)
-		require.NoError(t, err)
+		service, captcha := gatetest.Hang(t, 2*time.Second)
 		app := fiber.New()
 		var login gatetest.Login
 		gate := timeout.New(recipe.Gate(captcha.Handler), timeout.Config{Timeout: row.timeout})

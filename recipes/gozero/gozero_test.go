@@ -111,12 +111,7 @@ func TestTimeout(t *testing.T) {
 	} {
 		t.Run(row.name, func(t *testing.T) {
 			t.Parallel()
-			service := gatetest.Start(t)
-			require.NoError(t, service.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))
-			cfg := service.Config()
-			cfg.Timeout = 2 * time.Second
-			captcha, err := alicaptcha.New(cfg)
-			require.NoError(t, err)
+			service, captcha := gatetest.Hang(t, 2*time.Second)
 			var login gatetest.Login
 			server := httptest.NewServer(gated(t, captcha, login.ServeHTTP, rest.WithTimeout(row.timeout)))
 			defer server.Close()
@@ -174,7 +169,7 @@ func TestGunzip(t *testing.T) {
 // the beginning of its body.
 func TestLog(t *testing.T) {
 	service := gatetest.Start(t)
-	var logged lockedBuffer
+	var logged gatetest.LockedBuffer
 	logx.SetWriter(logx.NewWriter(&logged))
 	defer logx.SetWriter(logx.NewWriter(io.Discard))
 	h := gated(t, service.Gate(t), ok)
@@ -234,21 +229,4 @@ func TestHangUpsDoNotOpenTheBreaker(t *testing.T) {
 		require.Equal(t, http.StatusOK, gatetest.Do(t, r).Status)
 	}
 	server.Close()
-}
-
-type lockedBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

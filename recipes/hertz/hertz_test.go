@@ -130,12 +130,7 @@ func TestTimeout(t *testing.T) {
 		{50 * time.Millisecond, alicaptcha.Overloaded},
 		{1200 * time.Millisecond, alicaptcha.ServiceTimeout},
 	} {
-		service := gatetest.Start(t)
-		require.NoError(t, service.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))
-		cfg := service.Config()
-		cfg.Timeout = 2 * time.Second
-		captcha, err := alicaptcha.New(cfg)
-		require.NoError(t, err)
+		service, captcha := gatetest.Hang(t, 2*time.Second)
 		var login gatetest.Login
 		bridge := start(t, func(h *server.Hertz) {
 			h.Use(func(ctx context.Context, c *app.RequestContext) {

@@ -287,18 +287,6 @@ func TestOperationOverGRPC(t *testing.T) {
 	require.Len(t, u.outcomes, 2)
 }
 
-// hang lets the service hang, and returns a gate with the usual Timeout.
-func hang(t *testing.T) (*gatetest.Service, *alicaptcha.Middleware) {
-	t.Helper()
-	service := gatetest.Start(t)
-	require.NoError(t, service.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))
-	cfg := service.Config()
-	cfg.Timeout = 1500 * time.Millisecond
-	captcha, err := alicaptcha.New(cfg)
-	require.NoError(t, err)
-	return service, captcha
-}
-
 // By default a server of Kratos gives a request one second, which is too short for a
 // call to the service: it ends as ClientCanceled, which no Policy can open. A longer
 // time is that of the gate.
@@ -312,7 +300,7 @@ func TestTimeoutOverHTTP(t *testing.T) {
 		{nil, alicaptcha.ClientCanceled, 499},
 		{[]khttp.ServerOption{khttp.Timeout(10 * time.Second)}, alicaptcha.ServiceTimeout, 503},
 	} {
-		service, captcha := hang(t)
+		service, captcha := gatetest.Hang(t, 1500*time.Millisecond)
 		var u users
 		srv := u.serveHTTP(append(row.opts, gate(captcha))...)
 		require.Equal(t, row.status, send(t, srv, "/v1/login", "{}", service.Param(t)).Status)
@@ -334,7 +322,7 @@ func TestTimeoutOverGRPC(t *testing.T) {
 		{[]kgrpc.ServerOption{kgrpc.Timeout(0)}, time.Minute, alicaptcha.ServiceTimeout, codes.Unavailable},
 		{[]kgrpc.ServerOption{kgrpc.Timeout(0)}, 1200 * time.Millisecond, alicaptcha.ClientCanceled, codes.DeadlineExceeded},
 	} {
-		service, captcha := hang(t)
+		service, captcha := gatetest.Hang(t, 1500*time.Millisecond)
 		var u users
 		conn := u.serveGRPC(t, append(row.opts, kgrpc.Middleware(kratos.Gate(captcha)))...)
 		ctx, cancel := context.WithTimeout(t.Context(), row.deadline)
@@ -349,7 +337,7 @@ func TestTimeoutOverGRPC(t *testing.T) {
 // A client that hangs up is canceled.
 func TestClientHangsUp(t *testing.T) {
 	t.Parallel()
-	service, captcha := hang(t)
+	service, captcha := gatetest.Hang(t, 1500*time.Millisecond)
 	var u users
 	server := httptest.NewServer(u.serveHTTP(gate(captcha)))
 	defer server.Close()

@@ -472,7 +472,7 @@ func Run(t *testing.T, app App) {
 
 	t.Run("a handler that panics", func(t *testing.T) {
 		f := start(t)
-		var logged lockedBuffer
+		var logged LockedBuffer
 		server := httptest.NewUnstartedServer(f.app)
 		server.Config.ErrorLog = log.New(&logged, "", 0)
 		server.Start()
@@ -552,18 +552,33 @@ func withUsername(h http.Handler) http.Handler {
 	})
 }
 
-type lockedBuffer struct {
+// Hang starts a service that hangs, and returns a gate whose calls end after timeout.
+func Hang(t *testing.T, timeout time.Duration) (*Service, *alicaptcha.Middleware) {
+	t.Helper()
+	service := Start(t)
+	require.NoError(t, service.SetFaults(alicaptchatest.Faults{Hang: alicaptchatest.StageHeaders}))
+	cfg := service.Config()
+	cfg.Timeout = timeout
+	captcha, err := alicaptcha.New(cfg)
+	require.NoError(t, err)
+	return service, captcha
+}
+
+// A LockedBuffer is a buffer for logs that several goroutines write.
+type LockedBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
 }
 
-func (b *lockedBuffer) Write(p []byte) (int, error) {
+// Write implements [io.Writer].
+func (b *LockedBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.Write(p)
 }
 
-func (b *lockedBuffer) String() string {
+// String returns what was written.
+func (b *LockedBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
