@@ -268,7 +268,21 @@ func (p *person) presses(keys string) {
 
 func (p *person) submits() {
 	p.t.Helper()
-	p.do(chromedp.Click(chromedp.CSS("[type=submit]")))
+	p.clicksOn("[type=submit]")
+}
+
+// clicksOn presses an element once it has stopped moving. It finds it by a position, since
+// the nodes that chromedp.Click looks up are void when the page ends loading in between.
+func (p *person) clicksOn(selector string) {
+	p.t.Helper()
+	var at rect
+	require.Eventually(p.t, func() bool {
+		was := at
+		at, _ = chromedp.Run(p.ctx, chromedp.Evaluate[rect](`(() => { const e = document.querySelector("`+selector+`"); `+
+			`e.scrollIntoView({block: "nearest"}); return `+bounds("e")+`; })()`))
+		return at == was && at.Width > 0 && at.Height > 0
+	}, 20*time.Second, 20*time.Millisecond, selector)
+	p.do(chromedp.MouseClickXY(at.Left+at.Width/2, at.Top+at.Height/2))
 }
 
 // logsIn fills the form and submits it.
@@ -290,12 +304,17 @@ const (
 
 type rect struct{ Left, Top, Width, Height float64 }
 
+// bounds is the expression for the rect of an element.
+func bounds(element string) string {
+	return `(({left, top, width, height}) => ({Left: left, Top: top, Width: width, Height: height}))(` +
+		element + `.getBoundingClientRect())`
+}
+
 // slider waits for a slider that can be moved, and returns its position.
 func (p *person) slider() rect {
 	p.t.Helper()
 	p.until(widget + `.querySelector("input:enabled")?.checkVisibility()`)
-	return eval[rect](p, `(({left, top, width, height}) => ({Left: left, Top: top, Width: width, Height: height}))(`+
-		widget+`.querySelector("input").getBoundingClientRect())`)
+	return eval[rect](p, bounds(widget+`.querySelector("input")`))
 }
 
 const thumb = 44 // the width of the slider's thumb in px

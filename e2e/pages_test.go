@@ -347,7 +347,7 @@ func TestSignupRejected(t *testing.T) {
 			p.sees(row.words)
 			p.looks("signup-rejected-" + row.code)
 			p.faults(`{}`)
-			p.do(chromedp.Click(chromedp.CSS("main a")))
+			p.clicksOn("main a")
 			p.until(`document.querySelector("form") && typeof captcha === "object"`)
 			p.types("username", "bob")
 			p.types("password", "long-enough")

@@ -163,7 +163,7 @@ func (s *stage) enters(password string) {
 	s.t.Helper()
 	s.do(chromedp.Evaluate[chromedp.Void](`document.querySelector("[name=username]").value = "alice"; ` +
 		`document.querySelector("[name=password]").value = "` + password + `"`))
-	s.do(chromedp.Click(chromedp.CSS("form > button:last-of-type")))
+	s.clicksOn("form > button:last-of-type")
 }
 
 // titles are those of the challenge.
