@@ -271,18 +271,26 @@ func (p *person) submits() {
 	p.clicksOn("[type=submit]")
 }
 
-// clicksOn presses an element once it has stopped moving. It finds it by a position, since
-// the nodes that chromedp.Click looks up are void when the page ends loading in between.
+// clicksOn presses an element. It finds it by a position, since the nodes that
+// chromedp.Click looks up are void when the page ends loading in between.
 func (p *person) clicksOn(selector string) {
+	p.t.Helper()
+	at := p.settled(`document.querySelector("` + selector + `")`)
+	p.do(chromedp.MouseClickXY(at.Left+at.Width/2, at.Top+at.Height/2))
+}
+
+// settled scrolls to an element, and returns its position once it has stopped moving.
+func (p *person) settled(element string) rect {
 	p.t.Helper()
 	var at rect
 	require.Eventually(p.t, func() bool {
 		was := at
-		at, _ = chromedp.Run(p.ctx, chromedp.Evaluate[rect](`(() => { const e = document.querySelector("`+selector+`"); `+
-			`e.scrollIntoView({block: "nearest"}); return `+bounds("e")+`; })()`))
+		at, _ = chromedp.Run(p.ctx, chromedp.Evaluate[rect](`(() => { const e = `+element+`; e.scrollIntoView({block: "nearest"}); `+
+			`const {left, top, width, height} = e.getBoundingClientRect(); `+
+			`return {Left: left, Top: top, Width: width, Height: height}; })()`))
 		return at == was && at.Width > 0 && at.Height > 0
-	}, 20*time.Second, 20*time.Millisecond, selector)
-	p.do(chromedp.MouseClickXY(at.Left+at.Width/2, at.Top+at.Height/2))
+	}, 20*time.Second, 20*time.Millisecond, element)
+	return at
 }
 
 // logsIn fills the form and submits it.
@@ -304,17 +312,11 @@ const (
 
 type rect struct{ Left, Top, Width, Height float64 }
 
-// bounds is the expression for the rect of an element.
-func bounds(element string) string {
-	return `(({left, top, width, height}) => ({Left: left, Top: top, Width: width, Height: height}))(` +
-		element + `.getBoundingClientRect())`
-}
-
 // slider waits for a slider that can be moved, and returns its position.
 func (p *person) slider() rect {
 	p.t.Helper()
 	p.until(widget + `.querySelector("input:enabled")?.checkVisibility()`)
-	return eval[rect](p, bounds(widget+`.querySelector("input")`))
+	return p.settled(widget + `.querySelector("input")`)
 }
 
 const thumb = 44 // the width of the slider's thumb in px

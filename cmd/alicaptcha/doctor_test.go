@@ -491,7 +491,7 @@ func TestDoctor(t *testing.T) {
 			faults: faults{Credentials: "overdue"},
 			want:   "ooooo-F--", code: "Forbidden.AccountAccessDenied", words: []string{"overdue"}, calls: 1,
 		},
-		"trickle":           {faults: faults{Trickle: time.Millisecond}, want: "oooooooo-", calls: 1},
+		"trickle":           {faults: faults{Trickle: 10 * time.Microsecond}, want: "oooooooo-", calls: 1},
 		"jitter":            {faults: faults{Jitter: time.Millisecond}, want: "oooooooo-", calls: 1},
 		"steps":             {faults: faults{Steps: []time.Duration{time.Millisecond}}, want: "oooooooo-", calls: 1},
 		"closes idle calls": {faults: faults{CloseIdle: true}, want: "oooooooo-", calls: 1},
