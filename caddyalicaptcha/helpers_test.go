@@ -4,7 +4,9 @@ package caddyalicaptcha_test
 
 import (
 	"bytes"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
@@ -53,6 +55,8 @@ const testGuard = 20 * time.Second
 // A site is a Caddy in this process. There can be only one at a time.
 type site struct {
 	addr string
+	url  string
+	cert string // the directive tls, or nothing
 	fd   int    // of the listener, which stays open to the end of the process: Caddy keeps it
 	log  string // the file of Caddy's log
 }
@@ -64,7 +68,7 @@ const options = `{
 	auto_https off
 	grace_period 10s
 	servers {
-		protocols h1 h2c
+		protocols h1 h2 h2c
 	}
 	log {
 		output file %q
@@ -80,6 +84,40 @@ const options = `{
 // stands for the options that all gates have.
 func start(t *testing.T, service *alicaptchatest.Server, directives string) *site {
 	t.Helper()
+	s := listen(t)
+	s.url = "http://" + s.addr
+	s.run(t, service, directives)
+	return s
+}
+
+// startTLS is start for a site that speaks TLS, and returns a client that speaks HTTP/2
+// to it, too.
+func startTLS(t *testing.T, service *alicaptchatest.Server, directives string) (*site, *http.Client) {
+	t.Helper()
+	// Its certificate is for 127.0.0.1.
+	pair := httptest.NewTLSServer(http.NotFoundHandler())
+	pair.Close()
+	key, err := x509.MarshalPKCS8PrivateKey(pair.TLS.Certificates[0].PrivateKey)
+	require.NoError(t, err)
+	file := filepath.Join(t.TempDir(), "tls.pem")
+	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate().Raw}),
+		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
+	require.NoError(t, os.WriteFile(file, text, 0o600))
+
+	s := listen(t)
+	s.url, s.cert = "https://"+s.addr, fmt.Sprintf("tls %q %q\n", file, file)
+	s.run(t, service, directives)
+	client := newClient(t, true)
+	transport := client.Transport.(*http.Transport)
+	transport.Protocols = new(http.Protocols)
+	transport.Protocols.SetHTTP2(true)
+	transport.TLSClientConfig = pair.Client().Transport.(*http.Transport).TLSClientConfig
+	return s, client
+}
+
+// listen returns a site that does not run yet.
+func listen(t *testing.T) *site {
+	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	// Caddy gets the socket itself. With an address, each reload opens another socket
@@ -90,15 +128,18 @@ func start(t *testing.T, service *alicaptchatest.Server, directives string) *sit
 	require.NoError(t, err)
 	require.NoError(t, file.Close())
 	require.NoError(t, listener.Close())
-	s := &site{addr: listener.Addr().String(), fd: fd, log: filepath.Join(t.TempDir(), "caddy.log")}
+	return &site{addr: listener.Addr().String(), fd: fd, log: filepath.Join(t.TempDir(), "caddy.log")}
+}
+
+func (s *site) run(t *testing.T, service *alicaptchatest.Server, directives string) {
+	t.Helper()
 	require.NoError(t, caddy.Load(s.config(t, service, directives), true))
 	t.Cleanup(func() { require.NoError(t, caddy.Stop()) })
-	return s
 }
 
 func (s *site) config(t *testing.T, service *alicaptchatest.Server, directives string) []byte {
 	t.Helper()
-	text := fmt.Sprintf(options, s.log, filepath.Dir(s.log)) + "http://" + s.addr + " {\nbind fd/" + strconv.Itoa(s.fd) + "\n" + directives + "\n}\n"
+	text := fmt.Sprintf(options, s.log, filepath.Dir(s.log)) + s.url + " {\nbind fd/" + strconv.Itoa(s.fd) + "\n" + s.cert + directives + "\n}\n"
 	if service != nil {
 		text = strings.ReplaceAll(text, "SERVICE", "endpoint "+service.URL+"\n\t\taccess_key test-id test-secret")
 	}
@@ -186,6 +227,8 @@ type seenByPHP struct {
 	Length   string  // CONTENT_LENGTH
 	Type     string
 	Body     string // its SHA-256
+	Protocol string
+	TLS      bool
 	Names    []string
 }
 
@@ -198,6 +241,8 @@ echo json_encode([
 	'Length' => $_SERVER['CONTENT_LENGTH'] ?? '',
 	'Type' => $_SERVER['CONTENT_TYPE'] ?? '',
 	'Body' => hash('sha256', $body),
+	'Protocol' => $_SERVER['SERVER_PROTOCOL'],
+	'TLS' => ($_SERVER['HTTPS'] ?? '') === 'on',
 	'Names' => array_values(preg_grep('/CAPTCHA.VERIFIED/i', array_keys($_SERVER))),
 ]);
 `
@@ -247,7 +292,7 @@ func issue(t *testing.T, service *alicaptchatest.Server) string {
 // send sends a request to the site and returns the status and the body of the answer.
 func (s *site) send(t *testing.T, client *http.Client, path string, header http.Header, body io.Reader) (int, string) {
 	t.Helper()
-	r, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+s.addr+path, body)
+	r, err := http.NewRequestWithContext(t.Context(), "POST", s.url+path, body)
 	require.NoError(t, err)
 	maps.Copy(r.Header, header)
 	return s.do(t, client, r)

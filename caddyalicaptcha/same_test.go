@@ -27,8 +27,8 @@ import (
 )
 
 // phpSite is the site of the README.
-func phpSite(t *testing.T, service *alicaptchatest.Server, p *php) *site {
-	return start(t, service, fmt.Sprintf(`
+func phpSite(p *php) string {
+	return fmt.Sprintf(`
 	root * %s
 	alicaptcha /login login {
 		SERVICE
@@ -36,7 +36,7 @@ func phpSite(t *testing.T, service *alicaptchatest.Server, p *php) *site {
 	php_fastcgi unix/%s {
 		request_buffers 1MiB
 	}
-	`, p.root, p.socket))
+	`, p.root, p.socket)
 }
 
 // bodies are logins of the given size in all forms, with their Content-Type.
@@ -61,10 +61,23 @@ func bodies(t *testing.T, param string, size int) map[string]string {
 
 func TestLoginArrivesWhole(t *testing.T) {
 	service, p := alicaptchatest.Start(t, alicaptchatest.Config{}), startPHP(t)
-	s := phpSite(t, service, p)
+	s := start(t, service, phpSite(p))
+	loginsArriveWhole(t, service, p, s, map[string]*http.Client{
+		"HTTP/1.1": newClient(t, false), "HTTP/2.0": newClient(t, true),
+	})
+}
+
+func TestLoginArrivesWholeOverTLS(t *testing.T) {
+	service, p := alicaptchatest.Start(t, alicaptchatest.Config{}), startPHP(t)
+	s, client := startTLS(t, service, phpSite(p))
+	loginsArriveWhole(t, service, p, s, map[string]*http.Client{"HTTP/2.0": client})
+}
+
+func loginsArriveWhole(t *testing.T, service *alicaptchatest.Server, p *php, s *site, clients map[string]*http.Client) {
+	t.Helper()
 	passed := 0
-	arrive := func(t *testing.T, client *http.Client, header http.Header, body string, reader io.Reader) {
-		status, text := s.send(t, client, "/login", header, reader)
+	arrive := func(t *testing.T, version string, header http.Header, body string, reader io.Reader) {
+		status, text := s.send(t, clients[version], "/login", header, reader)
 		passed++
 		require.Equal(t, 200, status, text)
 		var seen seenByPHP
@@ -74,9 +87,10 @@ func TestLoginArrivesWhole(t *testing.T) {
 		require.Equal(t, strconv.Itoa(len(body)), seen.Length)
 		require.Equal(t, "true", *seen.Verified)
 		require.Equal(t, []string{"HTTP_CAPTCHA_VERIFIED"}, seen.Names)
+		require.Equal(t, version, seen.Protocol)
+		require.Equal(t, s.cert != "", seen.TLS)
 	}
-	for _, version := range []string{"HTTP/1.1", "HTTP/2"} {
-		client := newClient(t, version == "HTTP/2")
+	for version := range clients {
 		for _, format := range []alicaptchatest.Format{alicaptchatest.V2, alicaptchatest.V3} {
 			param := func() string {
 				param, err := service.Issue(alicaptchatest.Issue{SceneID: "login", Format: format})
@@ -97,18 +111,18 @@ func TestLoginArrivesWhole(t *testing.T) {
 				t.Run(version+" "+string(format)+" "+kind, func(t *testing.T) {
 					header := http.Header{"Content-Type": {kind}}
 					whole := fill()
-					arrive(t, client, header, whole, strings.NewReader(whole))
+					arrive(t, version, header, whole, strings.NewReader(whole))
 					chunked := fill()
-					arrive(t, client, header, chunked, io.MultiReader(strings.NewReader(chunked)))
+					arrive(t, version, header, chunked, io.MultiReader(strings.NewReader(chunked)))
 					header.Set("Expect", "100-continue")
 					expected := fill()
-					arrive(t, client, header, expected, strings.NewReader(expected))
+					arrive(t, version, header, expected, strings.NewReader(expected))
 				})
 			}
 		}
 		header := withParam(issue(t, service))
 		header.Set("Content-Type", "application/octet-stream")
-		arrive(t, client, header, "anything", strings.NewReader("anything"))
+		arrive(t, version, header, "anything", strings.NewReader("anything"))
 	}
 	require.Equal(t, passed, p.calls(t))
 }
@@ -139,7 +153,7 @@ func rawAnswer(t *testing.T, addr, request string) string {
 // What the gate rejects gets the same bytes from Caddy as from net/http.
 func TestRejectionsAreThoseOfNetHTTP(t *testing.T) {
 	service, p := alicaptchatest.Start(t, alicaptchatest.Config{}), startPHP(t)
-	s := phpSite(t, service, p)
+	s := start(t, service, phpSite(p))
 	reference := httptest.NewServer(gateLike(t, service).Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
 		t.Error("the reference let a request through")
 	})))
