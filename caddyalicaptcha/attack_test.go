@@ -88,11 +88,15 @@ func TestAttacks(t *testing.T) {
 	attacks(t, service, p, s, []*http.Client{newClient(t, false), newClient(t, true)}, 10_000)
 }
 
-// A fifth of them over HTTP/2 on TLS, as browsers have it.
+// A fifth of them over TLS, as browsers have it.
 func TestAttacksOverTLS(t *testing.T) {
-	service, p := alicaptchatest.Start(t, alicaptchatest.Config{}), startPHP(t)
-	s, client := startTLS(t, service, attackedSite(p))
-	attacks(t, service, p, s, []*http.Client{client, client}, 2_000)
+	for name, start := range overTLS {
+		t.Run(name, func(t *testing.T) {
+			service, p := alicaptchatest.Start(t, alicaptchatest.Config{}), startPHP(t)
+			s, client := start(t, service, attackedSite(p))
+			attacks(t, service, p, s, []*http.Client{client, client}, 2_000)
+		})
+	}
 }
 
 // attacks sends hostile requests, as many as all, of each kind a share.

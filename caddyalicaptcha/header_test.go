@@ -77,9 +77,19 @@ const headerSite = `
 func TestUpstreamLearnsTheOutcome(t *testing.T) {
 	service, u := alicaptchatest.Start(t, alicaptchatest.Config{}), startUpstream(t)
 	s := start(t, service, fmt.Sprintf(headerSite, u.URL))
+	upstreamLearnsTheOutcome(t, service, u, s, newClient(t, false), newClient(t, true))
+	for name, start := range overTLS {
+		t.Run(name, func(t *testing.T) {
+			s, client := start(t, service, fmt.Sprintf(headerSite, u.URL))
+			upstreamLearnsTheOutcome(t, service, u, s, client)
+		})
+	}
+}
+
+func upstreamLearnsTheOutcome(t *testing.T, service *alicaptchatest.Server, u *upstream, s *site, clients ...*http.Client) {
+	t.Helper()
 	param := func() string { return issue(t, service) }
-	for _, http2 := range []bool{false, true} {
-		client := newClient(t, http2)
+	for _, client := range clients {
 		for _, c := range []struct {
 			path     string
 			header   http.Header
@@ -171,18 +181,33 @@ func TestTrailersCarryNoOutcome(t *testing.T) {
 				require.Equal(t, "1", got.trailer.Get("X-Sum"))
 			}
 		}
-		for _, name := range spellings {
-			client := newClient(t, true)
-			r, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+s.addr+path, io.MultiReader(strings.NewReader("hello")))
-			require.NoError(t, err)
-			r.Header = withParam(issue(t, service))
-			r.Trailer = http.Header{name: {"true"}, "X-Sum": {"1"}}
-			resp, err := client.Do(r)
-			require.NoError(t, err)
-			require.NoError(t, resp.Body.Close())
-			require.Equal(t, 200, resp.StatusCode)
-			got := u.last(t)
-			require.Empty(t, outcomeNames(got.trailer), path)
+		trailersCarryNoOutcome(t, service, u, s, newClient(t, true), path)
+	}
+	for name, start := range overTLS {
+		t.Run(name, func(t *testing.T) {
+			s, client := start(t, service, fmt.Sprintf(headerSite, u.URL))
+			for _, path := range []string{"/login", "/other", "/report", "/exempt"} {
+				trailersCarryNoOutcome(t, service, u, s, client, path)
+			}
+		})
+	}
+}
+
+func trailersCarryNoOutcome(t *testing.T, service *alicaptchatest.Server, u *upstream, s *site, client *http.Client, path string) {
+	t.Helper()
+	for _, name := range spellings {
+		r, err := http.NewRequestWithContext(t.Context(), "POST", s.url+path, io.MultiReader(strings.NewReader("hello")))
+		require.NoError(t, err)
+		r.Header = withParam(issue(t, service))
+		r.Trailer = http.Header{name: {"true"}, "X-Sum": {"1"}}
+		resp, err := client.Do(r)
+		require.NoError(t, err)
+		require.NoError(t, resp.Body.Close())
+		require.Equal(t, 200, resp.StatusCode)
+		got := u.last(t)
+		require.Equal(t, "hello", got.body)
+		require.Empty(t, outcomeNames(got.trailer), path)
+		if resp.ProtoMajor == 2 { // Caddy passes none of HTTP/3 on
 			require.Equal(t, "1", got.trailer.Get("X-Sum"))
 		}
 	}

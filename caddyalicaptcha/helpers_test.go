@@ -4,6 +4,7 @@ package caddyalicaptcha_test
 
 import (
 	"bytes"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -17,7 +18,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -31,6 +31,7 @@ import (
 	_ "github.com/caddyserver/caddy/v2/modules/filestorage"
 	_ "github.com/caddyserver/caddy/v2/modules/logging"
 	_ "github.com/caddyserver/caddy/v2/modules/metrics"
+	"github.com/quic-go/quic-go/http3"
 	"github.com/stretchr/testify/require"
 
 	"github.com/alicaptcha/alicaptcha"
@@ -57,7 +58,7 @@ type site struct {
 	addr string
 	url  string
 	cert string // the directive tls, or nothing
-	fd   int    // of the listener, which stays open to the end of the process: Caddy keeps it
+	bind string // the address of the directive bind
 	log  string // the file of Caddy's log
 }
 
@@ -68,7 +69,7 @@ const options = `{
 	auto_https off
 	grace_period 10s
 	servers {
-		protocols h1 h2 h2c
+		protocols h1 h2 %s
 	}
 	log {
 		output file %q
@@ -94,8 +95,39 @@ func start(t *testing.T, service *alicaptchatest.Server, directives string) *sit
 // to it, too.
 func startTLS(t *testing.T, service *alicaptchatest.Server, directives string) (*site, *http.Client) {
 	t.Helper()
-	// Its certificate is for 127.0.0.1.
-	pair := httptest.NewTLSServer(http.NotFoundHandler())
+	s, client := listen(t), newClient(t, true)
+	transport := client.Transport.(*http.Transport)
+	transport.Protocols = new(http.Protocols)
+	transport.Protocols.SetHTTP2(true)
+	transport.TLSClientConfig = s.certify(t)
+	s.run(t, service, directives)
+	return s, client
+}
+
+// startHTTP3 is startTLS with HTTP/3, which Caddy speaks wherever it speaks TLS unless it
+// is told otherwise.
+func startHTTP3(t *testing.T, service *alicaptchatest.Server, directives string) (*site, *http.Client) {
+	t.Helper()
+	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
+	require.NoError(t, err)
+	s := &site{addr: conn.LocalAddr().String(), bind: "127.0.0.1", log: filepath.Join(t.TempDir(), "caddy.log")}
+	transport := &http3.Transport{TLSClientConfig: s.certify(t)}
+	require.NoError(t, conn.Close())
+	s.run(t, service, directives)
+	t.Cleanup(func() { require.NoError(t, transport.Close()) })
+	return s, &http.Client{Transport: transport, Timeout: testGuard}
+}
+
+// overTLS holds what starts a site for each protocol that needs TLS.
+var overTLS = map[string]func(*testing.T, *alicaptchatest.Server, string) (*site, *http.Client){
+	"HTTP/2.0": startTLS, "HTTP/3.0": startHTTP3,
+}
+
+// certify gives the site a certificate, and returns the settings of a client that
+// accepts it.
+func (s *site) certify(t *testing.T) *tls.Config {
+	t.Helper()
+	pair := httptest.NewTLSServer(http.NotFoundHandler()) // its certificate is for 127.0.0.1
 	pair.Close()
 	key, err := x509.MarshalPKCS8PrivateKey(pair.TLS.Certificates[0].PrivateKey)
 	require.NoError(t, err)
@@ -103,16 +135,8 @@ func startTLS(t *testing.T, service *alicaptchatest.Server, directives string) (
 	text := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: pair.Certificate().Raw}),
 		pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: key})...)
 	require.NoError(t, os.WriteFile(file, text, 0o600))
-
-	s := listen(t)
 	s.url, s.cert = "https://"+s.addr, fmt.Sprintf("tls %q %q\n", file, file)
-	s.run(t, service, directives)
-	client := newClient(t, true)
-	transport := client.Transport.(*http.Transport)
-	transport.Protocols = new(http.Protocols)
-	transport.Protocols.SetHTTP2(true)
-	transport.TLSClientConfig = pair.Client().Transport.(*http.Transport).TLSClientConfig
-	return s, client
+	return pair.Client().Transport.(*http.Transport).TLSClientConfig
 }
 
 // listen returns a site that does not run yet.
@@ -128,7 +152,8 @@ func listen(t *testing.T) *site {
 	require.NoError(t, err)
 	require.NoError(t, file.Close())
 	require.NoError(t, listener.Close())
-	return &site{addr: listener.Addr().String(), fd: fd, log: filepath.Join(t.TempDir(), "caddy.log")}
+	// It stays open to the end of the process: Caddy keeps it.
+	return &site{addr: listener.Addr().String(), bind: fmt.Sprint("fd/", fd), log: filepath.Join(t.TempDir(), "caddy.log")}
 }
 
 func (s *site) run(t *testing.T, service *alicaptchatest.Server, directives string) {
@@ -139,7 +164,11 @@ func (s *site) run(t *testing.T, service *alicaptchatest.Server, directives stri
 
 func (s *site) config(t *testing.T, service *alicaptchatest.Server, directives string) []byte {
 	t.Helper()
-	text := fmt.Sprintf(options, s.log, filepath.Dir(s.log)) + s.url + " {\nbind fd/" + strconv.Itoa(s.fd) + "\n" + s.cert + directives + "\n}\n"
+	last := "h2c"
+	if !strings.HasPrefix(s.bind, "fd/") {
+		last = "h3"
+	}
+	text := fmt.Sprintf(options, last, s.log, filepath.Dir(s.log)) + s.url + " {\nbind " + s.bind + "\n" + s.cert + directives + "\n}\n"
 	if service != nil {
 		text = strings.ReplaceAll(text, "SERVICE", "endpoint "+service.URL+"\n\t\taccess_key test-id test-secret")
 	}

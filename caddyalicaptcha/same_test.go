@@ -68,9 +68,13 @@ func TestLoginArrivesWhole(t *testing.T) {
 }
 
 func TestLoginArrivesWholeOverTLS(t *testing.T) {
-	service, p := alicaptchatest.Start(t, alicaptchatest.Config{}), startPHP(t)
-	s, client := startTLS(t, service, phpSite(p))
-	loginsArriveWhole(t, service, p, s, map[string]*http.Client{"HTTP/2.0": client})
+	for name, start := range overTLS {
+		t.Run(name, func(t *testing.T) {
+			service, p := alicaptchatest.Start(t, alicaptchatest.Config{}), startPHP(t)
+			s, client := start(t, service, phpSite(p))
+			loginsArriveWhole(t, service, p, s, map[string]*http.Client{name: client})
+		})
+	}
 }
 
 func loginsArriveWhole(t *testing.T, service *alicaptchatest.Server, p *php, s *site, clients map[string]*http.Client) {
