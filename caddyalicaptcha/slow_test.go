@@ -67,8 +67,12 @@ func TestSlowBodies(t *testing.T) {
 		"without TLS": func(t *testing.T) (*site, []*http.Client) {
 			return start(t, service, directives), []*http.Client{newClient(t, false), newClient(t, true)}
 		},
-		"over TLS": func(t *testing.T) (*site, []*http.Client) {
+		"HTTP/2 over TLS": func(t *testing.T) (*site, []*http.Client) {
 			s, client := startTLS(t, service, directives)
+			return s, []*http.Client{client}
+		},
+		"HTTP/3": func(t *testing.T) (*site, []*http.Client) {
+			s, client := startHTTP3(t, service, directives)
 			return s, []*http.Client{client}
 		},
 	} {
