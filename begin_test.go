@@ -326,6 +326,11 @@ func TestBeginWithoutEffect(t *testing.T) {
 	m.Deferred(beginning).ServeHTTP(httptest.NewRecorder(), jsonRequest(`{}`))
 	exempting := alicaptcha.Config{Verifier: verifier, Observe: observe, Mode: alicaptcha.Exempt}
 	newMiddleware(t, exempting).Deferred(beginning).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	var late context.Context // of a handler that has returned, after which nobody would observe the call
+	m.Deferred(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		late = r.Context()
+	})).ServeHTTP(httptest.NewRecorder(), loginRequest())
+	synctest.Test(t, func(*testing.T) { alicaptcha.Begin(late) }) // it ends after the call
 	require.Empty(t, verifier.asked())
 	require.Zero(t, observed.Load())
 

@@ -22,10 +22,10 @@ import (
 //
 // Begin takes a place of Config.MaxConcurrent. If there is none, the request ends as
 // Overloaded. It has no effect if the verification was begun before, if there is
-// nothing to verify, if it is called in a callback of the gate, or where no Deferred
-// encloses the caller. If gates are nested, it starts the verification of the
-// outermost of those that were not asked yet: the param of an inner gate is not spent
-// if the request is rejected by an outer one.
+// nothing to verify, if it is called in a callback of the gate or after the handler has
+// returned, or where no Deferred encloses the caller. If gates are nested, it starts the
+// verification of the outermost of those that were not asked yet: the param of an inner
+// gate is not spent if the request is rejected by an outer one.
 //
 // Until Ask or Require is called, [FromContext] finds no Outcome. If neither is called,
 // the verification still goes on to its end or its deadline, and its Outcome is
@@ -156,6 +156,7 @@ type verification struct {
 	outcome Outcome       // set in stage judged and later ones
 	proceed bool          // likewise
 	written bool          // require has written the rejection that a callback or a panic left out
+	over    bool          // the handler has returned
 }
 
 type stage int
@@ -207,7 +208,7 @@ func (v *verification) begin(ctx context.Context) (proceeds bool) {
 	switch {
 	case v.stage != unasked:
 		return v.stage != broken && v.proceed
-	case v.begun != nil || v.m.zero():
+	case v.begun != nil || v.over || v.m.zero():
 		return false
 	case v.mode == Exempt:
 		return true
@@ -222,6 +223,7 @@ func (v *verification) begin(ctx context.Context) (proceeds bool) {
 // observed and logged.
 func (v *verification) leave(ctx context.Context) {
 	v.mu.Lock()
+	v.over = true
 	left := v.stage == unasked && v.begun != nil
 	if left {
 		v.stage, v.unwanted = judging, true
