@@ -164,6 +164,10 @@ func (s *site) run(t *testing.T, service *alicaptchatest.Server, directives stri
 
 func (s *site) config(t *testing.T, service *alicaptchatest.Server, directives string) []byte {
 	t.Helper()
+	return adapt(t, s.caddyfile(service, directives))
+}
+
+func (s *site) caddyfile(service *alicaptchatest.Server, directives string) string {
 	last := "h2c"
 	if !strings.HasPrefix(s.bind, "fd/") {
 		last = "h3"
@@ -172,7 +176,7 @@ func (s *site) config(t *testing.T, service *alicaptchatest.Server, directives s
 	if service != nil {
 		text = strings.ReplaceAll(text, "SERVICE", "endpoint "+service.URL+"\n\t\taccess_key test-id test-secret")
 	}
-	return adapt(t, text)
+	return text
 }
 
 func (s *site) logged(t *testing.T) string {

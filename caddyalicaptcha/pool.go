@@ -59,7 +59,7 @@ type service struct {
 }
 
 // Destruct implements caddy.Destructor. There is nothing to do: the Client's idle
-// connections end by themselves within 10 seconds.
+// connections end by themselves within 20 seconds.
 func (*service) Destruct() error { return nil }
 
 // service returns the service that the configuration describes.
