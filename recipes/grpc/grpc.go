@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -36,7 +37,8 @@ func (g Gates) Unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, n
 // must be in the metadata. If it sends a single message, the param is checked when the
 // handler receives that, which generated code does before anything else.
 func (g Gates) Stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	captcha, gated := g[info.FullMethod]
+	// Before 1.79.3, grpc-go also takes a method without its slash, and then shows it so.
+	captcha, gated := g["/"+strings.TrimPrefix(info.FullMethod, "/")]
 	if !gated {
 		return next(srv, stream)
 	}

@@ -383,6 +383,25 @@ func TestNoWayRound(t *testing.T) {
 	require.Len(t, u.calls, 1)
 }
 
+// An older grpc-go serves streams whose method the client has sent without its slash.
+func TestMethodWithoutSlash(t *testing.T) {
+	service := gatetest.Start(t)
+	gates := recipe.Gates{chat: service.Gate(t)}
+	for _, method := range []string{chat, strings.TrimPrefix(chat, "/")} {
+		info := &grpc.StreamServerInfo{FullMethod: method, IsClientStream: true}
+		err := gates.Stream(nil, contextStream{ctx: t.Context()}, info, func(any, grpc.ServerStream) error { return nil })
+		require.Equal(t, codes.InvalidArgument, status.Code(err), method)
+	}
+}
+
+// contextStream is a stream without messages.
+type contextStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s contextStream) Context() context.Context { return s.ctx }
+
 // hang returns the service of a gate for which the service hangs.
 func hang(t *testing.T) (*gatetest.Service, *users) {
 	t.Helper()
