@@ -334,7 +334,7 @@ func newScene(config alicaptcha.Config) (*scene, error) {
 		return nil, err
 	}
 	places := make(chan struct{}, 4*config.MaxConcurrent)
-	config.MaxConcurrent = 1 // also ends as Overloaded
+	config.MaxConcurrent, config.MaxParamBytes = 1, 0 // a second one also ends as Overloaded
 	observe := config.Observe
 	config.Observe = func(ctx context.Context, o alicaptcha.Outcome) {
 		o.Duration = 0 // the service is not asked

@@ -228,7 +228,8 @@ func TestGateRequestLines(t *testing.T) {
 // A request beyond those that a scene holds ends at once, and none of it is read.
 func TestGateHoldsNoMore(t *testing.T) {
 	t.Parallel()
-	g, m := gateOf(t, verdictOf("T001"), "-scene", "login", "-max-concurrent", "2", "-outage-budget", "1000")
+	g, m := gateOf(t, verdictOf("T001"), "-scene", "login", "-max-concurrent", "2", "-outage-budget", "1000",
+		"-max-param", "5")
 	var bodies []*io.PipeWriter
 	reading := make(chan struct{})
 	var all sync.WaitGroup
