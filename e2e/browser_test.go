@@ -271,12 +271,23 @@ func (p *person) submits() {
 	p.clicksOn("[type=submit]")
 }
 
-// clicksOn presses an element. It finds it by a position, since the nodes that
-// chromedp.Click looks up are void when the page ends loading in between.
+// clicksOn presses an element, and again if it has moved away under the pointer: an
+// embedded challenge that appears moves the button. It finds the element by a position,
+// since the nodes that chromedp.Click looks up are void when the page ends loading in
+// between.
 func (p *person) clicksOn(selector string) {
 	p.t.Helper()
-	at := p.settled(`document.querySelector("` + selector + `")`)
-	p.do(chromedp.MouseClickXY(at.Left+at.Width/2, at.Top+at.Height/2))
+	element := `document.querySelector("` + selector + `")`
+	for range 10 {
+		at := p.settled(element)
+		eval[bool](p, `(`+element+`.addEventListener("click", () => { window.missed = false; }), window.missed = true)`)
+		p.do(chromedp.MouseClickXY(at.Left+at.Width/2, at.Top+at.Height/2))
+		missed, err := chromedp.Run(p.ctx, chromedp.Evaluate[bool]("Boolean(window.missed)"))
+		if err != nil || !missed {
+			return // an error is that of a page that has gone
+		}
+	}
+	require.Fail(p.t, "cannot be clicked", selector)
 }
 
 // settled scrolls to an element, and returns its position once it has stopped moving.

@@ -305,9 +305,6 @@ func TestSolvedAgain(t *testing.T) {
 	each(t, everyPage, func(t *testing.T, s *stage) {
 		s.before(documentedOnly)
 		s.goes()
-		if s.name == "embedded" {
-			s.slider() // its appearance moves the button
-		}
 		for fault, text := range rejections {
 			s.faults(fault)
 			s.enters("correct-horse")
