@@ -35,8 +35,9 @@ type TestingT interface {
 // reported if something else answers before the gate, such as middleware that requires a
 // session, or a handler that validates the body first. Leave that middleware out, or
 // wrap the handler in one that replaces the body and its Content-Type by a valid body
-// without a param. AssertProtected cannot notice a handler that runs despite the
-// rejection and writes nothing.
+// without a param, and keeps the context of the request, by which the gate is found.
+// AssertProtected cannot notice a handler that runs despite the rejection and writes
+// nothing.
 func AssertProtected(t TestingT, h http.Handler, routes ...string) bool {
 	t.Helper()
 	if len(routes) == 0 {
