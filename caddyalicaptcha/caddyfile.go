@@ -229,7 +229,7 @@ func parseBudget(d *caddyfile.Dispenser, args []string) (*Budget, error) {
 	}
 	per, err := caddy.ParseDuration(args[1])
 	if err != nil || per <= 0 {
-		return nil, d.Errf("%q is not a positive duration", args[1])
+		return nil, d.Errf("%q is not a positive duration, such as 1m", args[1])
 	}
 	return &Budget{Requests: requests, Per: caddy.Duration(per)}, nil
 }
@@ -311,7 +311,7 @@ func duration(d *caddyfile.Dispenser, target *caddy.Duration) error {
 	}
 	parsed, err := caddy.ParseDuration(text)
 	if err != nil || parsed <= 0 {
-		return d.Errf("%q is not a positive duration", text)
+		return d.Errf("%q is not a positive duration, such as 5s", text)
 	}
 	*target = caddy.Duration(parsed)
 	return nil
