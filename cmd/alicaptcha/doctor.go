@@ -128,7 +128,7 @@ func doctor(args []string, stdout, stderr io.Writer) error {
 	endpoint := flags.String("endpoint", "", "a `host` or URL in place of the region's, such as "+
 		"captcha-vpc.cn-shanghai.aliyuncs.com, or http://127.0.0.1:8081 for the simulator")
 	scene := flags.String("scene", "", "the `ID` of the scene in the console; if empty, no scene is checked")
-	credential := flags.String("credential", "env", "where the keys come from: env, or `default` for the vendor's chain")
+	credential := flags.String("credential", "env", "the `source` of the keys: env, or default for the vendor's chain")
 	timeout := flags.Duration("timeout", 5*time.Second, "how long each of the two requests may take")
 	asJSON := flags.Bool("json", false, "print one JSON object")
 	if ok, err := parse(flags, args, doctorHelp, stdout); !ok {

@@ -106,7 +106,7 @@ func parseGate(args []string, stdout io.Writer) (s gateSettings, ok bool, err er
 		"the `region` of the service, which the page's widget must have too: cn or sgp")
 	flags.StringVar(&s.client.Endpoint, "endpoint", "", "a `host` or URL in place of the region's, such as "+
 		"captcha-vpc.cn-shanghai.aliyuncs.com, or http://127.0.0.1:8081 for the simulator")
-	flags.StringVar(&s.credential, "credential", "env", "where the keys come from: env, or `default` for the vendor's chain")
+	flags.StringVar(&s.credential, "credential", "env", "the `source` of the keys: env, or default for the vendor's chain")
 	header := flags.String("header", "Captcha-Verify-Param", "the `name` of the header that may have the param; if empty, none")
 	fields := flags.String("fields", "captchaVerifyParam,CaptchaVerifyParam",
 		"the `names` of the fields of a form or of JSON that may have the param, separated by commas; if empty, none")
