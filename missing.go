@@ -57,6 +57,11 @@ func whyMissing(r *http.Request, places []*place, read []byte, atEnd bool) strin
 			return text
 		}
 	}
+	if kind == "" && r.ContentLength == 0 {
+		// No Extractor reads such a body. It is often http.NoBody in a wrapper, such as
+		// a MaxBytesReader, and otherwise of a request that is not from net/http.
+		return "the request has no body or one without a Content-Type, and the param is in no header that is searched"
+	}
 	if text := whyNotRead(kind, places); text != "" {
 		return text
 	}
