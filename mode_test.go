@@ -195,7 +195,8 @@ func TestModeFlips(t *testing.T) {
 	var rejected atomic.Int64
 	for range workers {
 		working.Go(func() {
-			for range each {
+			for i := range each {
+				mode.Store(alicaptcha.Mode(i % 3)) // the goroutine above may not get a processor
 				began := alicaptcha.Mode(-1)
 				w := httptest.NewRecorder()
 				h.ServeHTTP(w, loginRequest().WithContext(context.WithValue(t.Context(), key{}, &began)))
