@@ -148,6 +148,7 @@ func FuzzFromJSON(f *testing.F) {
 		`{"captchaVerifyParam":"x","captchaVerifyParam":"y"}`,
 		`{"captchaVerifyParam":"x"]]]`,
 		`{"captchaVerifyParam":"\ud800"}`,
+		`{"captchaVerifyParam":"\\ud83d\ude00"}`, // an escaped backslash, and half of a pair
 		"{\"captchaVerifyParam\":\"\xff\"}",
 		"\ufeff{}",
 		`[{"captchaVerifyParam":"x"}]`,
@@ -186,7 +187,8 @@ func jsonOracle(body []byte, fields []string) (paramFound, bool) {
 	if len(bytes.Trim(body, " \r\n\t")) == 0 {
 		return paramFound{code: alicaptcha.ParamMissing}, true
 	}
-	if !utf8.Valid(body) || !json.Valid(body) || loneSurrogate.Match(surrogatePair.ReplaceAll(body, nil)) {
+	unescaped := bytes.ReplaceAll(body, []byte(`\\`), []byte("_")) // in valid JSON, a \ that is left begins an escape
+	if !utf8.Valid(body) || !json.Valid(body) || loneSurrogate.Match(surrogatePair.ReplaceAll(unescaped, []byte("_"))) {
 		return paramFound{}, false
 	}
 	if first := bytes.TrimLeft(body, " \r\n\t")[0]; first != '{' && first != '[' {
