@@ -3,6 +3,7 @@ package fiber
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -53,12 +54,7 @@ func serve(c fiber.Ctx, h http.Handler) error {
 	if !in.IsBodyStream() {
 		r.Body = io.NopCloser(bytes.NewReader(in.Body()))
 	}
-	w := &writer{header: http.Header{}}
-	var names []string
-	for name, value := range out.Header.All() {
-		names = append(names, string(name))
-		w.header.Add(string(name), string(value))
-	}
+	w := &writer{c: c, ctx: r.Context()}
 	h.ServeHTTP(w, r)
 	switch {
 	case w.status == 0: // h wrote nothing
@@ -66,7 +62,7 @@ func serve(c fiber.Ctx, h http.Handler) error {
 	case r.Context().Err() != nil: // the middleware for timeouts writes the response
 		return fiber.ErrServiceUnavailable
 	}
-	for _, name := range names {
+	for _, name := range w.names {
 		out.Header.Del(name)
 	}
 	for name, values := range w.header {
@@ -81,12 +77,31 @@ func serve(c fiber.Ctx, h http.Handler) error {
 
 // A writer keeps what is written.
 type writer struct {
-	header http.Header
+	c      fiber.Ctx
+	ctx    context.Context
+	names  []string    // of the headers that the response had
+	header http.Header // nil until it is needed
 	status int
 	body   []byte
 }
 
-func (w *writer) Header() http.Header    { return w.header }
+// Header takes the headers of the response only when something is written: what the
+// middleware for timeouts has given up must not touch the response, and it gives up
+// what still waits for the service.
+func (w *writer) Header() http.Header {
+	if w.header != nil {
+		return w.header
+	}
+	w.header = http.Header{}
+	if w.ctx.Err() == nil {
+		for name, value := range w.c.Response().Header.All() {
+			w.names = append(w.names, string(name))
+			w.header.Add(string(name), string(value))
+		}
+	}
+	return w.header
+}
+
 func (w *writer) WriteHeader(status int) { w.status = status }
 
 func (w *writer) Write(p []byte) (int, error) {
